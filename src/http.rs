@@ -1,0 +1,484 @@
+//! HTTP half: follows the frames of each WebSocket and carries out what the closing handshake asks.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use proxy_wasm::hostcalls;
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::{Action, BufferType, MapType};
+
+use crate::config::HttpConfig;
+use crate::courier::Address;
+use crate::deadlines::{Deadlines, Ticket};
+use crate::frame::{Chunk, Close, Event as FrameEvent, Scanner, Status};
+use crate::handshake::{Decision, Event, Handshake, Outcome, Side, State};
+use crate::metrics::{Counter, Metrics};
+
+/// A client that sent bytes within this time counts as still sending.
+const STILL_SENDING: Duration = Duration::from_millis(50);
+/// How long the connection of a client that is still sending is kept after the server's end. Envoy
+/// no longer reads then, and a socket closed over unread bytes is reset: the client gets this time
+/// to read the Close frame first.
+const GRACE: Duration = Duration::from_millis(90);
+
+/// The HTTP half of one worker thread.
+pub struct HttpHalf {
+    shared: Rc<Shared>,
+}
+
+/// What its streams share.
+struct Shared {
+    root: u32,
+    config: HttpConfig,
+    metrics: Metrics,
+    due: RefCell<Deadlines<Due>>,
+    /// When the timer fires next.
+    tick: Cell<Option<Instant>>,
+    warned: Cell<bool>,
+}
+
+/// What happens when a time is over.
+enum Due {
+    /// The connection of a client that was still sending is closed.
+    Grace(Address),
+    /// A closing handshake has taken too long.
+    Limit(Limit, Weak<RefCell<WebSocket>>),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    /// `closeHandshakeTimeout`.
+    Handshake,
+    /// `tcpCloseTimeout`.
+    TcpClose,
+}
+
+impl HttpHalf {
+    pub fn new(root: u32, config: Box<HttpConfig>) -> Self {
+        info!("ws-clean-close: HTTP half configured: {config:?}");
+        Self {
+            shared: Rc::new(Shared {
+                root,
+                config: *config,
+                metrics: Metrics::define(),
+                due: RefCell::default(),
+                tick: Cell::new(None),
+                warned: Cell::new(false),
+            }),
+        }
+    }
+
+    /// The context of an HTTP stream.
+    pub fn stream(&self, id: u32) -> Box<dyn HttpContext> {
+        Box::new(Stream {
+            id,
+            shared: Rc::clone(&self.shared),
+            early_bytes: false,
+            websocket: None,
+        })
+    }
+
+    /// Something has become due.
+    pub fn tick(&self) {
+        self.shared.tick.set(None);
+        let now = Instant::now();
+        // Borrowed anew each time: what is due may arm and disarm others.
+        while let Some(due) = self.shared.pop_due(now) {
+            match due {
+                Due::Grace(address) => address.ask_to_close(),
+                Due::Limit(limit, websocket) => {
+                    if let Some(websocket) = websocket.upgrade() {
+                        websocket.borrow_mut().time_is_over(limit);
+                    }
+                }
+            }
+        }
+        self.shared.arm();
+    }
+
+    /// The root context ends and will have no tick any more: nobody is left waiting.
+    pub fn shut_down(&self) {
+        while let Some(due) = self.shared.pop() {
+            if let Due::Grace(address) = due {
+                address.ask_to_close();
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn pop_due(&self, now: Instant) -> Option<Due> {
+        self.due.borrow_mut().pop_due(now)
+    }
+
+    fn pop(&self) -> Option<Due> {
+        self.due.borrow_mut().pop()
+    }
+
+    fn wait(&self, time: Duration, due: Due) -> Ticket {
+        let ticket = self.due.borrow_mut().insert(Instant::now() + time, due);
+        self.arm();
+        ticket
+    }
+
+    /// Sets Envoy's timer for the first deadline; without one it stands still. A timer that fires
+    /// too early finds nothing and is set again.
+    fn arm(&self) {
+        let next = self.due.borrow().next();
+        let period = match (next, self.tick.get()) {
+            (Some(next), Some(tick)) if tick <= next => return,
+            (Some(next), _) => {
+                // Rounded up: a tick before the time would find nothing due.
+                let left = next.saturating_duration_since(Instant::now());
+                Duration::from_millis(left.as_millis() as u64 + 1)
+            }
+            (None, _) => Duration::ZERO,
+        };
+        self.tick.set(next);
+        let _ = hostcalls::set_tick_period(period);
+    }
+
+    fn warn_unpaired(&self) {
+        self.metrics.count(Counter::Unpaired);
+        if !self.warned.replace(true) {
+            warn!(
+                "ws-clean-close: a WebSocket's connection has no network half: it will close late. \
+                 Attach the module to this listener's filter chain with {{\"attach\": \"network\"}} \
+                 too. Said once; the counter websocket.unpaired goes on"
+            );
+        }
+    }
+}
+
+/// The context of one HTTP stream. All but WebSockets pay for this and nothing else.
+struct Stream {
+    id: u32,
+    shared: Rc<Shared>,
+    /// The client sent bytes before the 101. They were not followed.
+    early_bytes: bool,
+    websocket: Option<Rc<RefCell<WebSocket>>>,
+}
+
+impl Context for Stream {
+    fn on_done(&mut self) -> bool {
+        if let Some(websocket) = self.websocket.take() {
+            websocket.borrow_mut().end();
+        }
+        true
+    }
+}
+
+impl HttpContext for Stream {
+    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
+        if is_websocket_upgrade() {
+            self.websocket = Some(WebSocket::open(self.id, &self.shared, self.early_bytes));
+        }
+        Action::Continue
+    }
+
+    fn on_http_request_body(&mut self, len: usize, _: bool) -> Action {
+        match &self.websocket {
+            Some(websocket) => websocket.borrow_mut().client_bytes(len),
+            None => self.early_bytes |= len > 0,
+        }
+        Action::Continue
+    }
+
+    fn on_http_response_body(&mut self, len: usize, end_of_stream: bool) -> Action {
+        if let Some(websocket) = &self.websocket {
+            websocket.borrow_mut().server_bytes(len, end_of_stream);
+        }
+        Action::Continue
+    }
+}
+
+/// Whether the response is 101 with `upgrade: websocket` (RFC 6455 §4.2.2). Envoy shows the
+/// extended CONNECT of HTTP/2 and HTTP/3 (RFC 8441) in the same way.
+fn is_websocket_upgrade() -> bool {
+    let header =
+        |name| hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten();
+    // In this order: a plain response has no such header, and asking for it allocates nothing.
+    header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
+        && header(":status").is_some_and(|status| status == b"101")
+}
+
+/// One WebSocket, from the 101 to the end of its stream.
+struct WebSocket {
+    /// The HTTP context's number.
+    id: u32,
+    shared: Rc<Shared>,
+    /// For the deadlines.
+    this: Weak<RefCell<WebSocket>>,
+    /// The downstream is HTTP/1.1: its connection carries nothing else and may be closed.
+    owns_connection: bool,
+    address: Option<Address>,
+    from_server: Scanner,
+    from_client: Scanner,
+    handshake: Handshake,
+    /// The response body has begun. Its first callback comes with the bytes behind the 101's head,
+    /// which may be none.
+    body_begun: bool,
+    last_client_bytes: Option<Instant>,
+    first_close: Option<Instant>,
+    wait: Option<Ticket>,
+}
+
+impl WebSocket {
+    fn open(id: u32, shared: &Rc<Shared>, early_bytes: bool) -> Rc<RefCell<Self>> {
+        let protocol = hostcalls::get_property(vec!["request", "protocol"]).ok().flatten();
+        let owns_connection = protocol.is_some_and(|p| p == b"HTTP/1.1");
+        let address = if owns_connection { Address::of_connection() } else { None };
+        shared.metrics.opened();
+        if owns_connection && address.is_none() {
+            shared.warn_unpaired();
+        }
+        let websocket = Rc::new_cyclic(|this| {
+            RefCell::new(Self {
+                id,
+                shared: Rc::clone(shared),
+                this: Weak::clone(this),
+                owns_connection,
+                address,
+                from_server: Scanner::new(),
+                from_client: Scanner::new(),
+                handshake: Handshake::new(),
+                body_begun: false,
+                last_client_bytes: None,
+                first_close: None,
+                wait: None,
+            })
+        });
+        if early_bytes {
+            websocket.borrow_mut().lost("the client sent bytes before the 101");
+        }
+        websocket.borrow().log_fields();
+        websocket
+    }
+
+    fn client_bytes(&mut self, len: usize) {
+        if len == 0 || self.handshake.has_closed(Side::Client) {
+            return;
+        }
+        self.last_client_bytes = Some(Instant::now());
+        self.scan(Side::Client, len);
+    }
+
+    fn server_bytes(&mut self, len: usize, end_of_stream: bool) {
+        let first = !std::mem::replace(&mut self.body_begun, true);
+        if len > 0 {
+            self.scan(Side::Server, len);
+        }
+        // An HTTP/1.1 upstream that closes TCP shows as an empty chunk, before Envoy resets the
+        // stream: `CodecClient::onEvent` in source/common/http/codec_client.cc dispatches an empty
+        // buffer, "HTTP/1 can signal end of response by disconnecting". An HTTP/2 upstream ends the
+        // stream.
+        if end_of_stream || (len == 0 && !first) {
+            let event =
+                if self.from_server.at_boundary() { Event::ServerEnd } else { Event::ServerCut };
+            let decision = self.handshake.on(event);
+            self.carry_out(decision, end_of_stream);
+        }
+    }
+
+    fn scan(&mut self, side: Side, len: usize) {
+        if matches!(self.handshake.state(), State::Untracked | State::Ended) {
+            return;
+        }
+        let (scanner, buffer) = match side {
+            Side::Server => (&mut self.from_server, BufferType::HttpResponseBody),
+            Side::Client => (&mut self.from_client, BufferType::HttpRequestBody),
+        };
+        let mut close = None;
+        let result = scanner.scan(&mut HostChunk::new(buffer, len), |event| {
+            if let FrameEvent::Close(frame) = event {
+                close = Some(frame);
+            }
+        });
+        if let Some(frame) = close {
+            self.close_passed(side, frame);
+        }
+        if let Err(fault) = result {
+            self.lost(&fault.to_string());
+        }
+    }
+
+    fn close_passed(&mut self, side: Side, frame: Close) {
+        self.first_close.get_or_insert_with(Instant::now);
+        let decision = self.handshake.on_close(side, frame);
+        self.log_fields();
+        self.carry_out(decision, false);
+    }
+
+    fn lost(&mut self, why: &str) {
+        debug!("ws-clean-close: stream {}: frames lost: {why}", self.id);
+        self.shared.metrics.count(Counter::Untracked);
+        let decision = self.handshake.on(Event::Fault);
+        self.carry_out(decision, false);
+    }
+
+    /// Called from the root context's tick.
+    fn time_is_over(&mut self, limit: Limit) {
+        self.wait = None;
+        self.shared.metrics.count(match limit {
+            Limit::Handshake => Counter::TimeoutHandshake,
+            Limit::TcpClose => Counter::TimeoutTcp,
+        });
+        // Other streams of an HTTP/2 or HTTP/3 connection are no business of this one; but nor is
+        // this stream the filter's to end: it is tracked and counted only.
+        let decision = self.handshake.on(Event::Timeout);
+        if self.owns_connection && hostcalls::set_effective_context(self.id).is_ok() {
+            self.carry_out(decision, false);
+            let _ = hostcalls::set_effective_context(self.shared.root);
+        }
+    }
+
+    fn carry_out(&mut self, decision: Decision, end_of_stream: bool) {
+        let config = &self.shared.config;
+        match decision {
+            Decision::Pass => {}
+            Decision::AwaitAnswer => {
+                self.await_within(config.close_handshake_timeout, Limit::Handshake)
+            }
+            Decision::AwaitTcpClose => self.await_within(config.tcp_close_timeout, Limit::TcpClose),
+            // A stream that ends by itself would lose the bytes in hand.
+            Decision::Finish if !end_of_stream && config.enforce => {
+                let _ = hostcalls::reset_http_response();
+            }
+            Decision::Finish | Decision::Drop => {}
+            Decision::Answer => {
+                if config.answer_client_close {
+                    self.send(self.handshake.owed_answer(), Counter::SentAnswer);
+                }
+            }
+            Decision::Abandon => self.send(config.abnormal_close, Counter::SentAbnormal),
+        }
+    }
+
+    fn await_within(&mut self, limit: Option<Duration>, kind: Limit) {
+        self.stop_waiting();
+        self.wait =
+            limit.map(|limit| self.shared.wait(limit, Due::Limit(kind, Weak::clone(&self.this))));
+    }
+
+    fn stop_waiting(&mut self) {
+        if let Some(ticket) = self.wait.take() {
+            self.shared.due.borrow_mut().remove(ticket);
+        }
+    }
+
+    /// Sends the client a Close frame in place of a server that is gone, in the last, empty chunk.
+    fn send(&self, close: Option<Close>, counter: Counter) {
+        if let (Some(close), true) = (close, self.shared.config.enforce) {
+            let frame = close.to_server_frame();
+            if hostcalls::set_buffer(BufferType::HttpResponseBody, 0, 0, &frame).is_ok() {
+                self.shared.metrics.count(counter);
+            }
+        }
+    }
+
+    /// The stream is over, whoever ended it. Where that was not the client, the HTTP connection
+    /// manager has begun to close the connection and would wait `delayed_close_timeout` for it.
+    fn end(&mut self) {
+        self.stop_waiting();
+        self.count_end();
+        let (Some(address), true) = (self.address, self.shared.config.enforce) else {
+            return;
+        };
+        let still_sending = !self.handshake.has_closed(Side::Client)
+            && self.last_client_bytes.is_some_and(|last| last.elapsed() < STILL_SENDING);
+        if still_sending {
+            self.shared.wait(GRACE, Due::Grace(address));
+        } else {
+            address.ask_to_close();
+        }
+    }
+
+    fn count_end(&self) {
+        let metrics = &self.shared.metrics;
+        metrics.closed(match self.handshake.outcome() {
+            Outcome::Clean => Counter::ClosedClean,
+            Outcome::ServerOnly => Counter::ClosedServerOnly,
+            Outcome::ClientOnly => Counter::ClosedClientOnly,
+            Outcome::Abnormal => Counter::ClosedAbnormal,
+        });
+        match self.handshake.initiator() {
+            Some(Side::Server) => metrics.count(Counter::InitiatorServer),
+            Some(Side::Client) => metrics.count(Counter::InitiatorClient),
+            None => {}
+        }
+        if let Some(close) = self.handshake.first_close() {
+            metrics.count(Counter::of_status(close.status()));
+        }
+        if let Some(first) = self.first_close {
+            metrics.handshake_took(first.elapsed());
+        }
+    }
+
+    /// Keeps the access log's fields as they would be if the stream ended now: Envoy writes the log
+    /// before a filter learns of the end.
+    fn log_fields(&self) {
+        let set = |name, value: &str| {
+            let _ = hostcalls::set_property(vec![name], Some(value.as_bytes()));
+        };
+        set("websocket_close_outcome", self.handshake.outcome().name());
+        let Some(close) = self.handshake.first_close() else {
+            return;
+        };
+        match close.status() {
+            Status::None => set("websocket_close_code", "1005"),
+            Status::Invalid => set("websocket_close_code", "invalid"),
+            Status::Code(code, reason) => {
+                set("websocket_close_code", &code.get().to_string());
+                set("websocket_close_reason", &reason.replace(|c: char| c.is_control(), ""));
+            }
+        }
+        match self.handshake.initiator() {
+            Some(Side::Server) => set("websocket_close_initiator", "server"),
+            Some(Side::Client) => set("websocket_close_initiator", "client"),
+            None => {}
+        }
+    }
+}
+
+/// A chunk that the host holds. It hands out copies, so as little as possible is asked for.
+struct HostChunk {
+    buffer: BufferType,
+    len: usize,
+    window: Vec<u8>,
+    window_at: usize,
+}
+
+impl HostChunk {
+    /// A call to the host costs as much as copying this many bytes: what is nearer than that to the
+    /// last read is fetched with more of its neighbourhood.
+    const NEAR: usize = 512;
+    const NEIGHBOURHOOD: usize = 4096;
+
+    fn new(buffer: BufferType, len: usize) -> Self {
+        Self { buffer, len, window: Vec::new(), window_at: 0 }
+    }
+}
+
+impl Chunk for HostChunk {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn read(&mut self, offset: usize, len: usize) -> Option<&[u8]> {
+        if len == 0 {
+            return Some(&[]);
+        }
+        let end = self.window_at + self.window.len();
+        if offset < self.window_at || offset + len > end {
+            let left = self.len.checked_sub(offset)?;
+            let small_frames = !self.window.is_empty() && offset < self.window_at + Self::NEAR;
+            let wanted = if small_frames || left <= Self::NEAR { Self::NEIGHBOURHOOD } else { len };
+            self.window =
+                hostcalls::get_buffer(self.buffer, offset, wanted.max(len).min(left)).ok()??;
+            self.window_at = offset;
+        }
+        self.window.get(offset - self.window_at..)?.get(..len)
+    }
+}
