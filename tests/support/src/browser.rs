@@ -70,11 +70,8 @@ impl Browser {
         if let Some(libraries) = libraries {
             command.env("LD_LIBRARY_PATH", libraries);
         }
-        let mut process = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("node starts");
+        let mut process =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("node starts");
         let input = process.stdin.take();
         let answers = BufReader::new(process.stdout.take().expect("piped")).lines();
         let mut browser = Self { process, input, answers, profile, version: String::new() };

@@ -340,8 +340,8 @@ impl Envoy {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file"))
             .stderr(log);
-        let mut process = spawn(command)
-            .map_err(|e| format!("cannot run {}: {e}", fetch::envoy().display()))?;
+        let mut process =
+            spawn(command).map_err(|e| format!("cannot run {}: {e}", fetch::envoy().display()))?;
         let patience = Instant::now() + Duration::from_secs(60);
         loop {
             let admin = fs::read_to_string(file("admin")).ok().and_then(|a| a.trim().parse().ok());

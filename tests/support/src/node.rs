@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 
-use crate::fetch::{self, once, on_path, run};
+use crate::fetch::{self, on_path, once, run};
 
 /// The folder into which `tests/support/node/package.json` has been installed.
 pub fn folder() -> &'static Path {
@@ -24,7 +24,8 @@ pub fn folder() -> &'static Path {
         let folder = fetch::folder(&format!("node-{sum:016x}"));
         once(&folder, &folder.join("node_modules/.package-lock.json"), "npm packages", || {
             for file in ["package.json", "package-lock.json"] {
-                fs::copy(source.join(file), folder.join(file)).expect("the lab's folder is writable");
+                fs::copy(source.join(file), folder.join(file))
+                    .expect("the lab's folder is writable");
             }
             let npm = on_path("npm").expect("no npm: install Node.js 20 or later with npm");
             // Without scripts: no package fetches a browser of its own.

@@ -148,9 +148,8 @@ struct Request {
 fn parse(head: &str) -> Option<Request> {
     let target = head.split(' ').nth(1)?;
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let value = |key: &str| {
-        query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))
-    };
+    let value =
+        |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
     Some(Request {
         behaviour: Behaviour::parse(path.strip_prefix('/')?)?,
         by_server: value("by") == Some("server"),
@@ -262,7 +261,9 @@ impl Peer<'_> {
                 return Ok(Some(close));
             }
             if let OpCode::Data(Data::Binary | Data::Text) = frame.opcode {
-                self.stream.write_all(&wire::frame(frame.opcode, true, &frame.payload, false)).await?;
+                self.stream
+                    .write_all(&wire::frame(frame.opcode, true, &frame.payload, false))
+                    .await?;
             }
         }
         Ok(None)
@@ -290,7 +291,9 @@ impl Peer<'_> {
         let (mut read, mut write) = self.stream.split();
         let send = async {
             for start in (0..LARGE_LEN).step_by(LARGE_FRAME_LEN) {
-                write.write_all(&wire::message(&large_bytes(start, LARGE_FRAME_LEN), false)).await?;
+                write
+                    .write_all(&wire::message(&large_bytes(start, LARGE_FRAME_LEN), false))
+                    .await?;
             }
             io::Result::Ok(())
         };

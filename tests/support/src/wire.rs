@@ -102,7 +102,10 @@ impl Frames {
     }
 
     /// Reads until there is a whole frame; `None` at the end of the stream.
-    pub async fn next(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Received>> {
+    pub async fn next(
+        &mut self,
+        stream: &mut (impl AsyncRead + Unpin),
+    ) -> io::Result<Option<Received>> {
         loop {
             if let Some(frame) = self.pop() {
                 return Ok(Some(frame));

@@ -1,0 +1,362 @@
+//! The frame scanner against tungstenite, with every chunking.
+
+#![allow(missing_docs)]
+
+use std::io::Cursor;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tungstenite::protocol::frame::{Frame, FrameHeader};
+use ws_clean_close::frame::{
+    decode_header, Chunk, Close, CloseCode, Event, Fault, Header, Opcode, Parsing, Scanner, Status,
+};
+
+/// A frame as tungstenite writes it.
+#[derive(Clone, Debug)]
+struct Sent {
+    opcode: OpCode,
+    fin: bool,
+    mask: Option<[u8; 4]>,
+    rsv1: bool,
+    payload: Vec<u8>,
+}
+
+impl Sent {
+    fn bytes(&self) -> Vec<u8> {
+        let header = FrameHeader {
+            is_final: self.fin,
+            rsv1: self.rsv1,
+            opcode: self.opcode,
+            mask: self.mask,
+            ..FrameHeader::default()
+        };
+        let mut bytes = Vec::new();
+        Frame::from_payload(header, self.payload.clone().into()).format(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// What the scanner must say of it.
+    fn header(&self) -> Header {
+        let opcode = match self.opcode {
+            OpCode::Data(Data::Continue) => Opcode::Continuation,
+            OpCode::Data(Data::Text) => Opcode::Text,
+            OpCode::Data(Data::Binary) => Opcode::Binary,
+            OpCode::Control(Control::Close) => Opcode::Close,
+            OpCode::Control(Control::Ping) => Opcode::Ping,
+            OpCode::Control(Control::Pong) => Opcode::Pong,
+            other => panic!("{other:?} is not sent here"),
+        };
+        Header { fin: self.fin, opcode, mask: self.mask, payload_len: self.payload.len() as u64 }
+    }
+}
+
+/// Around the places where the length changes its form, and beyond.
+fn payload_len() -> impl Strategy<Value = usize> {
+    prop_oneof![0..200_usize, 120..135_usize, 65_530..65_545_usize, Just(70_000)]
+}
+
+fn mask() -> impl Strategy<Value = Option<[u8; 4]>> {
+    proptest::option::of(any::<[u8; 4]>())
+}
+
+fn data_frame() -> impl Strategy<Value = Sent> {
+    let opcode = prop_oneof![Just(Data::Continue), Just(Data::Text), Just(Data::Binary)];
+    (opcode, any::<bool>(), mask(), any::<bool>(), payload_len(), any::<u8>()).prop_map(
+        |(opcode, fin, mask, rsv1, len, byte)| Sent {
+            opcode: OpCode::Data(opcode),
+            fin,
+            mask,
+            rsv1,
+            payload: vec![byte; len],
+        },
+    )
+}
+
+fn control_frame(opcode: Control) -> impl Strategy<Value = Sent> {
+    (mask(), vec(any::<u8>(), 0..=125)).prop_map(move |(mask, payload)| Sent {
+        opcode: OpCode::Control(opcode),
+        fin: true,
+        mask,
+        rsv1: false,
+        payload,
+    })
+}
+
+fn frame() -> impl Strategy<Value = Sent> {
+    prop_oneof![
+        4 => data_frame(),
+        1 => control_frame(Control::Ping),
+        1 => control_frame(Control::Pong),
+    ]
+}
+
+/// Feeds `bytes` in chunks of these lengths, over and over, 0 standing for an empty chunk.
+fn scan(bytes: &[u8], lens: &[usize]) -> (Vec<Event>, Result<(), Fault>, Scanner) {
+    let mut scanner = Scanner::new();
+    let mut events = Vec::new();
+    let mut rest = bytes;
+    let mut result = Ok(());
+    let mut empties = 0;
+    for &len in lens.iter().cycle() {
+        empties = if len == 0 { empties + 1 } else { 0 };
+        if rest.is_empty() || empties > lens.len() {
+            break;
+        }
+        let (mut chunk, after) = rest.split_at(len.min(rest.len()));
+        result = result.and(scanner.scan(&mut chunk, |event| events.push(event)));
+        rest = after;
+    }
+    (events, result, scanner)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// What tungstenite writes, the scanner reads, however it is cut.
+    #[test]
+    fn agrees_with_tungstenite(
+        frames in vec(frame(), 0..6),
+        close in proptest::option::of(control_frame(Control::Close)),
+        behind in vec(any::<u8>(), 0..40),
+        lens in vec(prop_oneof![0..20_usize, 1..5000_usize], 1..8),
+    ) {
+        prop_assume!(lens.iter().any(|&len| len > 0));
+        let mut bytes: Vec<u8> = frames.iter().flat_map(Sent::bytes).collect();
+        let mut expected: Vec<Event> = frames.iter().map(|f| Event::Frame(f.header())).collect();
+        if let Some(close) = &close {
+            bytes.extend(close.bytes());
+            // Nothing behind a Close frame is looked at, whatever it is.
+            bytes.extend(&behind);
+            expected.push(Event::Frame(close.header()));
+        }
+        let (events, result, scanner) = scan(&bytes, &lens);
+        prop_assert_eq!(result, Ok(()));
+        prop_assert_eq!(scanner.is_scanning(), close.is_none());
+        prop_assert_eq!(scanner.at_boundary(), close.is_none());
+        match (close, events.split_last()) {
+            (Some(close), Some((Event::Close(read), events))) => {
+                prop_assert_eq!(read.payload(), &close.payload[..]);
+                prop_assert_eq!(events, &expected[..]);
+            }
+            (None, _) => prop_assert_eq!(events, expected),
+            (Some(_), last) => prop_assert!(false, "the Close frame was not seen: {:?}", last),
+        }
+    }
+
+    /// Any bytes at all: no panic, and no chunking changes what is found.
+    #[test]
+    fn chunking_changes_nothing(
+        bytes in vec(any::<u8>(), 0..400),
+        lens in vec(0..20_usize, 1..8),
+    ) {
+        prop_assume!(lens.iter().any(|&len| len > 0));
+        let whole = scan(&bytes, &[bytes.len().max(1)]);
+        for lens in [&lens[..], &[1]] {
+            let cut = scan(&bytes, lens);
+            prop_assert_eq!(&whole.0, &cut.0);
+            prop_assert_eq!(whole.1, cut.1);
+            prop_assert_eq!(whole.2.at_boundary(), cut.2.at_boundary());
+        }
+    }
+
+    /// Any header bytes: what one takes, the other takes, and as the same.
+    #[test]
+    fn headers_agree_with_tungstenite(bytes in vec(any::<u8>(), 0..20)) {
+        let mut cursor = Cursor::new(&bytes);
+        let theirs = FrameHeader::parse(&mut cursor);
+        match (decode_header(&bytes), theirs) {
+            (Ok(Parsing::Done(ours, len)), Ok(Some((theirs, payload_len)))) => {
+                prop_assert_eq!(len as u64, cursor.position());
+                prop_assert_eq!(ours.fin, theirs.is_final);
+                prop_assert_eq!(ours.mask, theirs.mask);
+                prop_assert_eq!(ours.payload_len, payload_len);
+                prop_assert_eq!(ours.opcode as u8, opcode_index(theirs.opcode));
+            }
+            (Ok(Parsing::NeedMore(len)), Ok(None)) => prop_assert!(len > bytes.len()),
+            // tungstenite judges these in its reader, not in the header.
+            (Err(Fault::FragmentedControl | Fault::OversizedControl | Fault::LengthOverflow), _) => {}
+            (Err(Fault::ReservedOpcode(_)), Err(_) | Ok(None)) => {}
+            (Err(Fault::ReservedOpcode(_)), Ok(Some((theirs, _)))) => {
+                prop_assert!(matches!(
+                    theirs.opcode,
+                    OpCode::Data(Data::Reserved(_)) | OpCode::Control(Control::Reserved(_))
+                ));
+            }
+            (ours, theirs) => prop_assert!(false, "{:?}, tungstenite: {:?}", ours, theirs),
+        }
+    }
+
+    /// A Close frame of the filter's own is one that tungstenite takes.
+    #[test]
+    fn own_close_frames_are_well_formed(code in any::<u16>(), reason in "\\PC{0,60}") {
+        let Some(code) = CloseCode::new(code) else { return Ok(()) };
+        let Some(close) = Close::new(code, &reason) else {
+            prop_assert!(reason.len() > 123);
+            return Ok(());
+        };
+        prop_assert_eq!(close.status(), Status::Code(code, &reason));
+        let bytes = close.to_server_frame();
+        let mut cursor = Cursor::new(&bytes);
+        let (header, len) = FrameHeader::parse(&mut cursor).unwrap().unwrap();
+        prop_assert_eq!(header.opcode, OpCode::Control(Control::Close));
+        prop_assert!(header.is_final && header.mask.is_none());
+        prop_assert_eq!(len as usize, bytes.len() - cursor.position() as usize);
+    }
+}
+
+fn opcode_index(opcode: OpCode) -> u8 {
+    match opcode {
+        OpCode::Data(Data::Continue) => 0,
+        OpCode::Data(Data::Text) => 1,
+        OpCode::Data(Data::Binary) => 2,
+        OpCode::Control(Control::Close) => 3,
+        OpCode::Control(Control::Ping) => 4,
+        OpCode::Control(Control::Pong) => 5,
+        _ => u8::MAX,
+    }
+}
+
+#[test]
+fn every_cut_of_a_short_stream() {
+    let bytes: Vec<u8> = [
+        Sent {
+            opcode: OpCode::Data(Data::Text),
+            fin: false,
+            mask: Some([1, 2, 3, 4]),
+            rsv1: true,
+            payload: vec![7; 130],
+        },
+        Sent {
+            opcode: OpCode::Control(Control::Ping),
+            fin: true,
+            mask: None,
+            rsv1: false,
+            payload: vec![],
+        },
+        Sent {
+            opcode: OpCode::Control(Control::Close),
+            fin: true,
+            mask: Some([9, 8, 7, 6]),
+            rsv1: false,
+            payload: b"\x10\xe1bye".to_vec(),
+        },
+    ]
+    .iter()
+    .flat_map(Sent::bytes)
+    .collect();
+    let whole = scan(&bytes, &[bytes.len()]).0;
+    assert_eq!(whole.len(), 4);
+    for first in 1..bytes.len() {
+        for second in 0..=bytes.len() - first {
+            let rest = bytes.len() - first - second;
+            assert_eq!(scan(&bytes, &[first, second, rest]).0, whole, "{first}, {second}, {rest}");
+        }
+    }
+}
+
+#[test]
+fn faults() {
+    for (bytes, fault) in [
+        (&[0x83, 0x00][..], Fault::ReservedOpcode(3)),
+        (&[0x8f, 0x00], Fault::ReservedOpcode(15)),
+        (&[0x08, 0x00], Fault::FragmentedControl),
+        (&[0x09, 0x80], Fault::FragmentedControl),
+        (&[0x88, 126], Fault::OversizedControl),
+        (&[0x8a, 127], Fault::OversizedControl),
+        (&[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0], Fault::LengthOverflow),
+    ] {
+        for lens in [&[bytes.len()][..], &[1]] {
+            let (events, result, scanner) = scan(bytes, lens);
+            assert_eq!((events, result), (vec![], Err(fault)), "{bytes:x?}");
+            assert!(!scanner.is_scanning() && !scanner.at_boundary());
+        }
+    }
+    // Long, but possible: nothing is allocated for it, and nothing is found behind it.
+    let (events, result, scanner) =
+        scan(&[0x82, 127, 0x7f, 255, 255, 255, 255, 255, 255, 255, 0x88, 0], &[12]);
+    assert_eq!((events.len(), result, scanner.at_boundary()), (1, Ok(()), false));
+}
+
+#[test]
+fn a_status_is_checked() {
+    let status = |payload: &[u8]| {
+        let sent = Sent {
+            opcode: OpCode::Control(Control::Close),
+            fin: true,
+            mask: Some([0xaa; 4]),
+            rsv1: false,
+            payload: payload.to_vec(),
+        };
+        match scan(&sent.bytes(), &[3]).0.last() {
+            Some(Event::Close(close)) => match close.status() {
+                Status::None => "none".to_owned(),
+                Status::Invalid => "invalid".to_owned(),
+                Status::Code(code, reason) => format!("{} {reason}", code.get()),
+            },
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(status(b""), "none");
+    assert_eq!(status(b"\x03"), "invalid");
+    assert_eq!(status(b"\x03\xe8"), "1000 ");
+    assert_eq!(status(b"\x03\xf3wei\xc3\x9f"), "1011 weiß");
+    assert_eq!(status(b"\x03\xf3wei\xc3"), "invalid");
+    assert_eq!(status(b"\x10\xe1bye"), "4321 bye");
+    assert_eq!(status(b"\x10\xe1\xff"), "invalid");
+    for code in [0_u16, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
+        assert_eq!(status(&code.to_be_bytes()), "invalid", "{code}");
+    }
+}
+
+/// A source that hands out bytes only where it was asked, and counts them.
+struct Counting<'a> {
+    bytes: &'a [u8],
+    read: usize,
+}
+
+impl Chunk for Counting<'_> {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn read(&mut self, offset: usize, len: usize) -> Option<&[u8]> {
+        self.read += len;
+        self.bytes.get(offset..)?.get(..len)
+    }
+}
+
+/// Payload is skipped: of 64 frames of 16 KiB only the headers are read.
+#[test]
+fn payload_is_not_read() {
+    let frame = Sent {
+        opcode: OpCode::Data(Data::Binary),
+        fin: true,
+        mask: None,
+        rsv1: false,
+        payload: vec![0; 16 * 1024],
+    };
+    let bytes = frame.bytes().repeat(64);
+    let mut chunk = Counting { bytes: &bytes, read: 0 };
+    let mut frames = 0;
+    Scanner::new().scan(&mut chunk, |_| frames += 1).unwrap();
+    assert_eq!(frames, 64);
+    assert!(chunk.read <= 64 * 14, "{} bytes were read", chunk.read);
+}
+
+/// A host that does not hand out what it announced is a fault and no panic.
+#[test]
+fn an_unreadable_chunk_is_a_fault() {
+    struct Nothing;
+    impl Chunk for Nothing {
+        fn len(&self) -> usize {
+            10
+        }
+        fn read(&mut self, _: usize, _: usize) -> Option<&[u8]> {
+            None
+        }
+    }
+    let mut scanner = Scanner::new();
+    assert_eq!(scanner.scan(&mut Nothing, |_| {}), Err(Fault::Unreadable));
+    assert!(!scanner.is_scanning());
+}
