@@ -9,6 +9,18 @@
 //! [`frame`], [`handshake`], [`config`] and [`deadlines`] are pure and know no proxy; the rest is a
 //! thin shell around them and exists only in the module.
 
+#![warn(missing_docs)]
+#![deny(unsafe_code)]
+// A panic in the module kills the VM, and with it the filter for every stream of the worker.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::unreachable,
+    clippy::todo
+)]
+
 pub mod config;
 pub mod deadlines;
 pub mod frame;

@@ -1,9 +1,12 @@
 //! Entry of the module: the root context, and which half it is.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use log::error;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext, StreamContext};
-use proxy_wasm::types::{BufferType, ContextType, LogLevel};
+use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel};
 
 use crate::config::Config;
 use crate::http::HttpHalf;
@@ -15,7 +18,7 @@ mod entry {
     proxy_wasm::main! {{
         // Envoy drops what its own log level does not want.
         proxy_wasm::set_log_level(super::LogLevel::Trace);
-        proxy_wasm::set_root_context(|id| Box::new(super::Root { id, half: super::Half::Unconfigured }));
+        proxy_wasm::set_root_context(|id| Box::new(super::Root::new(id)));
     }}
 }
 
@@ -23,6 +26,7 @@ mod entry {
 struct Root {
     id: u32,
     half: Half,
+    place: Rc<Place>,
 }
 
 enum Half {
@@ -30,6 +34,22 @@ enum Half {
     Unconfigured,
     Http(HttpHalf),
     Network(NetworkHalf),
+}
+
+impl Root {
+    fn new(id: u32) -> Self {
+        Self { id, half: Half::Unconfigured, place: Rc::default() }
+    }
+
+    fn configure(&self, json: &[u8]) -> Result<Half, String> {
+        match Config::parse(json) {
+            Ok(Config::Http(config)) => Ok(Half::Http(HttpHalf::new(self.id, config))),
+            Ok(Config::Network) => NetworkHalf::new(self.id)
+                .map(Half::Network)
+                .ok_or_else(|| "the host gives the network half no queue".to_owned()),
+            Err(reason) => Err(format!("bad configuration: {reason}")),
+        }
+    }
 }
 
 impl Context for Root {
@@ -43,50 +63,41 @@ impl Context for Root {
 
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
-        let json = match hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size) {
-            Ok(json) => json.unwrap_or_default(),
-            Err(status) => {
-                error!("ws-clean-close: the host does not hand out the configuration: {status:?}");
-                return false;
+        let json = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size);
+        match self.configure(&json.ok().flatten().unwrap_or_default()) {
+            Ok(half) => {
+                self.half = half;
+                true
             }
-        };
-        match Config::parse(&json) {
-            Ok(Config::Http(config)) => self.half = Half::Http(HttpHalf::new(self.id, config)),
-            Ok(Config::Network) => match NetworkHalf::new(self.id) {
-                Some(half) => self.half = Half::Network(half),
-                None => {
-                    error!("ws-clean-close: the host gives the network half no queue");
-                    return false;
-                }
-            },
             Err(reason) => {
-                error!("ws-clean-close: bad configuration: {reason}");
-                return false;
+                error!("ws-clean-close: {reason}");
+                false
             }
         }
-        true
     }
 
+    /// Called for each stream, in the stream's own context. What it is must be told right, whatever
+    /// the configuration says: the SDK panics on a callback for the other kind.
     fn get_type(&self) -> Option<ContextType> {
-        // Envoy creates no stream of a root context that was refused; were it to, an HTTP context
-        // that does nothing is the harmless one.
-        Some(match self.half {
-            Half::Network(_) => ContextType::StreamContext,
-            _ => ContextType::HttpContext,
-        })
+        Some(self.place.kind())
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
         Some(match &self.half {
             Half::Http(half) => half.stream(id),
-            _ => Box::new(Untouched),
+            Half::Network(_) => {
+                self.place.complain("network", "an HTTP");
+                Box::new(Untouched)
+            }
+            Half::Unconfigured => Box::new(Untouched),
         })
     }
 
     fn create_stream_context(&self, id: u32) -> Option<Box<dyn StreamContext>> {
         Some(match &self.half {
             Half::Network(half) => half.connection(id),
-            _ => Box::new(Untouched),
+            Half::Http(_) => Box::new(Misplaced(Rc::clone(&self.place))),
+            Half::Unconfigured => Box::new(Untouched),
         })
     }
 
@@ -103,9 +114,55 @@ impl RootContext for Root {
     }
 }
 
+/// Where the attachment stands: among the HTTP filters or among the network filters. The host does
+/// not say; the configuration does, but two attachments are soon mixed up.
+#[derive(Default)]
+struct Place {
+    /// An HTTP request has been seen, so that nobody needs to ask again.
+    is_http: Cell<bool>,
+    complained: Cell<bool>,
+}
+
+impl Place {
+    /// What the current stream is. A request has a protocol from its headers on, a connection has
+    /// none yet. A request that is refused before its headers has none either: it is only logged
+    /// and deleted, for which either kind will do.
+    fn kind(&self) -> ContextType {
+        let protocol = || hostcalls::get_property(vec!["request", "protocol"]).ok().flatten();
+        if !self.is_http.get() {
+            self.is_http.set(protocol().is_some());
+        }
+        if self.is_http.get() {
+            ContextType::HttpContext
+        } else {
+            ContextType::StreamContext
+        }
+    }
+
+    fn complain(&self, attach: &str, place: &str) {
+        if !self.complained.replace(true) {
+            error!(
+                "ws-clean-close: configured with \"attach\": \"{attach}\", but attached as {place} \
+                 filter: nothing is done here"
+            );
+        }
+    }
+}
+
 /// Lets a stream pass.
 struct Untouched;
 
 impl Context for Untouched {}
 impl HttpContext for Untouched {}
 impl StreamContext for Untouched {}
+
+/// Lets a connection pass to which an HTTP half has been attached; or a request that was refused.
+struct Misplaced(Rc<Place>);
+
+impl Context for Misplaced {}
+impl StreamContext for Misplaced {
+    fn on_new_connection(&mut self) -> Action {
+        self.0.complain("http", "a network");
+        Action::Continue
+    }
+}

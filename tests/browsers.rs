@@ -1,8 +1,6 @@
 //! Real browsers in the sample's client page: the Chromium of today, and Chrome 88, in which the
 //! fault was first reported.
 
-#![allow(missing_docs)]
-
 use std::net::SocketAddr;
 
 use lab::browser::{Browser, Closed, Closing, Kind};

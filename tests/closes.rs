@@ -1,8 +1,6 @@
 //! Each closing behaviour of a server, through default, baseline and filter, over one and two hops,
 //! server- and client-initiated.
 
-#![allow(missing_docs)]
-
 use std::ops::RangeInclusive;
 use std::time::Duration;
 

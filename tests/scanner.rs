@@ -1,7 +1,5 @@
 //! The frame scanner against tungstenite, with every chunking.
 
-#![allow(missing_docs)]
-
 use std::io::Cursor;
 
 use proptest::collection::vec;

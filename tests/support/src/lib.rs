@@ -7,6 +7,7 @@ pub mod browser;
 pub mod client;
 pub mod envoy;
 pub mod fetch;
+pub mod http2;
 pub mod node;
 pub mod server;
 pub mod tls;
