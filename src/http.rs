@@ -16,12 +16,24 @@ use crate::frame::{Chunk, Close, Event as FrameEvent, Scanner, Status};
 use crate::handshake::{Decision, Event, Handshake, Outcome, Side, State};
 use crate::metrics::{Counter, Metrics};
 
+/// Resolution of Envoy's plugin timer.
+const TICK: Duration = Duration::from_millis(1);
 /// A client that sent bytes within this time counts as still sending.
 const STILL_SENDING: Duration = Duration::from_millis(50);
 /// How long the connection of a client that is still sending is kept after the server's end. Envoy
 /// no longer reads then, and a socket closed over unread bytes is reset: the client gets this time
 /// to read the Close frame first.
 const GRACE: Duration = Duration::from_millis(90);
+
+/// How long the Close frame of a server that begins is held back, to see whether the server closes
+/// TCP right behind it, as many do. Envoy stops reading the client in the moment it learns of that,
+/// and an answer that is on its way then meets a socket that nobody reads, which makes RST of FIN.
+/// Held back, the Close frame and the FIN leave together, and no answer can be on its way. The
+/// shortest time that Envoy's plugin timer knows.
+const HOLD: Duration = TICK;
+/// Longest chunk that is held back with the Close frame at its end. Envoy resets a stream whose
+/// buffered bytes are more than `per_connection_buffer_limit_bytes`, of which no one sets so few.
+const HOLD_LEN: usize = 512;
 
 /// The HTTP half of one worker thread.
 pub struct HttpHalf {
@@ -43,6 +55,8 @@ struct Shared {
 enum Due {
     /// The connection of a client that was still sending is closed.
     Grace(Address),
+    /// The server did not close TCP behind its Close frame: the client may have it.
+    Release(Weak<RefCell<WebSocket>>),
     /// A closing handshake has taken too long.
     Limit(Limit, Weak<RefCell<WebSocket>>),
 }
@@ -83,11 +97,18 @@ impl HttpHalf {
     /// Something has become due.
     pub fn tick(&self) {
         self.shared.tick.set(None);
-        let now = Instant::now();
+        // Envoy counts from the beginning of its event loop's turn, so that it is early by less than
+        // the time that turn took.
+        let now = Instant::now() + TICK / 2;
         // Borrowed anew each time: what is due may arm and disarm others.
         while let Some(due) = self.shared.pop_due(now) {
             match due {
                 Due::Grace(address) => address.ask_to_close(),
+                Due::Release(websocket) => {
+                    if let Some(websocket) = websocket.upgrade() {
+                        websocket.borrow_mut().hold_is_over();
+                    }
+                }
                 Due::Limit(limit, websocket) => {
                     if let Some(websocket) = websocket.upgrade() {
                         websocket.borrow_mut().time_is_over(limit);
@@ -130,9 +151,9 @@ impl Shared {
         let period = match (next, self.tick.get()) {
             (Some(next), Some(tick)) if tick <= next => return,
             (Some(next), _) => {
-                // Rounded up: a tick before the time would find nothing due.
-                let left = next.saturating_duration_since(Instant::now());
-                Duration::from_millis(left.as_millis() as u64 + 1)
+                // To the nearest: a tick is taken for due half a period early.
+                let left = next.saturating_duration_since(Instant::now()) + TICK / 2;
+                TICK.max(Duration::from_millis(left.as_millis() as u64))
             }
             (None, _) => Duration::ZERO,
         };
@@ -187,10 +208,10 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_body(&mut self, len: usize, end_of_stream: bool) -> Action {
-        if let Some(websocket) = &self.websocket {
-            websocket.borrow_mut().server_bytes(len, end_of_stream);
+        match &self.websocket {
+            Some(websocket) => websocket.borrow_mut().server_bytes(len, end_of_stream),
+            None => Action::Continue,
         }
-        Action::Continue
     }
 }
 
@@ -221,8 +242,25 @@ struct WebSocket {
     /// which may be none.
     body_begun: bool,
     last_client_bytes: Option<Instant>,
+    hold: Hold,
     first_close: Option<Instant>,
     wait: Option<Ticket>,
+}
+
+/// The Close frame of a server that begins: see [`HOLD`].
+enum Hold {
+    /// It has not come.
+    NotYet,
+    /// A chunk of this length is held back, at most until then.
+    Holding { len: usize, until: Ticket },
+    /// It has been released.
+    Released,
+}
+
+impl Hold {
+    fn is_holding(&self) -> bool {
+        matches!(self, Self::Holding { .. })
+    }
 }
 
 impl WebSocket {
@@ -246,6 +284,7 @@ impl WebSocket {
                 handshake: Handshake::new(),
                 body_begun: false,
                 last_client_bytes: None,
+                hold: Hold::NotYet,
                 first_close: None,
                 wait: None,
             })
@@ -263,22 +302,84 @@ impl WebSocket {
         }
         self.last_client_bytes = Some(Instant::now());
         self.scan(Side::Client, len);
+        if self.handshake.has_closed(Side::Client) {
+            self.release();
+        }
     }
 
-    fn server_bytes(&mut self, len: usize, end_of_stream: bool) {
+    fn server_bytes(&mut self, len: usize, end_of_stream: bool) -> Action {
         let first = !std::mem::replace(&mut self.body_begun, true);
-        if len > 0 {
-            self.scan(Side::Server, len);
+        // What is held back is shown again, in front of what is new.
+        let was_holding = self.hold.is_holding();
+        let new = len.saturating_sub(self.take_held());
+        if new > 0 && !was_holding {
+            self.scan(Side::Server, new);
         }
         // An HTTP/1.1 upstream that closes TCP shows as an empty chunk, before Envoy resets the
         // stream: `CodecClient::onEvent` in source/common/http/codec_client.cc dispatches an empty
         // buffer, "HTTP/1 can signal end of response by disconnecting". An HTTP/2 upstream ends the
         // stream.
-        if end_of_stream || (len == 0 && !first) {
+        if end_of_stream || (new == 0 && !first) {
+            if was_holding && !end_of_stream {
+                // Before the stream is reset: Envoy does both, in this order, after this call.
+                let _ = hostcalls::resume_http_response();
+            }
             let event =
                 if self.from_server.at_boundary() { Event::ServerEnd } else { Event::ServerCut };
             let decision = self.handshake.on(event);
             self.carry_out(decision, end_of_stream);
+            return if was_holding && !end_of_stream { Action::Pause } else { Action::Continue };
+        }
+        if self.may_hold(len) {
+            let until = self.shared.wait(HOLD, Due::Release(Weak::clone(&self.this)));
+            self.hold = Hold::Holding { len, until };
+            return Action::Pause;
+        }
+        if matches!(self.hold, Hold::Released) && new > 0 {
+            // Once paused, Envoy's wasm filter buffers every chunk until it is resumed again.
+            let _ = hostcalls::resume_http_response();
+            return Action::Pause;
+        }
+        Action::Continue
+    }
+
+    /// Whether the chunk in hand, which is `len` bytes long, is to be held back: see [`HOLD`].
+    fn may_hold(&self, len: usize) -> bool {
+        matches!(self.hold, Hold::NotYet)
+            && self.handshake.state() == State::ServerClosing
+            && len <= HOLD_LEN
+            && self.address.is_some()
+            && self.shared.config.enforce
+            && !crate::network::sees_writes()
+    }
+
+    /// Ends the holding, without releasing anything; tells how many bytes are held.
+    fn take_held(&mut self) -> usize {
+        let Hold::Holding { len, until } = self.hold else {
+            return 0;
+        };
+        self.shared.due.borrow_mut().remove(until);
+        self.hold = Hold::Released;
+        len
+    }
+
+    fn release(&mut self) {
+        if self.take_held() > 0 {
+            let _ = hostcalls::resume_http_response();
+        }
+    }
+
+    /// Called from the root context's tick.
+    fn hold_is_over(&mut self) {
+        self.as_effective_context(Self::release);
+    }
+
+    /// Does something that a host call does to the current stream, from the root context.
+    fn as_effective_context(&mut self, act: impl FnOnce(&mut Self)) {
+        // Refused where the stream is already gone.
+        if hostcalls::set_effective_context(self.id).is_ok() {
+            act(self);
+            let _ = hostcalls::set_effective_context(self.shared.root);
         }
     }
 
@@ -328,9 +429,8 @@ impl WebSocket {
         // Other streams of an HTTP/2 or HTTP/3 connection are no business of this one; but nor is
         // this stream the filter's to end: it is tracked and counted only.
         let decision = self.handshake.on(Event::Timeout);
-        if self.owns_connection && hostcalls::set_effective_context(self.id).is_ok() {
-            self.carry_out(decision, false);
-            let _ = hostcalls::set_effective_context(self.shared.root);
+        if self.owns_connection {
+            self.as_effective_context(|this| this.carry_out(decision, false));
         }
     }
 
@@ -382,6 +482,7 @@ impl WebSocket {
     /// manager has begun to close the connection and would wait `delayed_close_timeout` for it.
     fn end(&mut self) {
         self.stop_waiting();
+        self.take_held();
         self.count_end();
         let (Some(address), true) = (self.address, self.shared.config.enforce) else {
             return;

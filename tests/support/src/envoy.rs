@@ -381,6 +381,11 @@ impl Envoy {
         get(self.admin, path).unwrap_or_else(|| panic!("Envoy's {path} cannot be had"))
     }
 
+    /// Asks the admin interface to do something, such as `/logging?level=trace`.
+    pub fn post(&self, path: &str) {
+        let _ = ureq::post(format!("http://{}{path}", self.admin)).send_empty();
+    }
+
     /// The value of a counter or gauge; 0 where there is none.
     pub fn stat(&self, name: &str) -> u64 {
         self.admin("/stats")
@@ -407,7 +412,7 @@ impl Envoy {
     /// The access log of a hop. Written late: Envoy keeps lines for up to 10 s, so this asks for
     /// them first.
     pub fn access_log(&self, hop: usize) -> Vec<Value> {
-        let _ = ureq::post(format!("http://{}/reopen_logs", self.admin)).send_empty();
+        self.post("/reopen_logs");
         std::thread::sleep(Duration::from_millis(300));
         fs::read_to_string(self.folder.join(format!("access{hop}.log")))
             .unwrap_or_default()
