@@ -72,6 +72,9 @@ enum Limit {
 impl HttpHalf {
     pub fn new(root: u32, config: Box<HttpConfig>) -> Self {
         info!("ws-clean-close: HTTP half configured: {config:?}");
+        if config.max_age.is_some() || config.drain.is_some() {
+            warn!("ws-clean-close: `maxAge` and `drain` are checked, but have no effect yet");
+        }
         Self {
             shared: Rc::new(Shared {
                 root,

@@ -13,7 +13,10 @@ const args = [
   '--allow-file-access-from-files', '--ignore-certificate-errors', `--user-data-dir=${profile}`,
   ...(old ? ['--single-process', '--no-zygote', '--headless'] : []),
 ];
-const browser = await puppeteer.launch({ executablePath, args, headless: true });
+const browser = await puppeteer.launch({ executablePath, args, headless: true }).catch((error) => {
+  console.log(JSON.stringify({ error: String(error) }));
+  process.exit(1);
+});
 const page = await browser.newPage();
 console.log(JSON.stringify({ version: await browser.version() }));
 

@@ -56,8 +56,14 @@ pub struct Browser {
 
 impl Browser {
     /// # Panics
-    /// Where the browser does not start, with what it said.
+    /// Where the browser does not start.
     pub fn start(kind: Kind) -> Self {
+        Self::try_start(kind).unwrap_or_else(|e| panic!("{kind:?} does not start: {e}"))
+    }
+
+    /// # Errors
+    /// Where the browser does not start, why.
+    pub fn try_start(kind: Kind) -> Result<Self, String> {
         static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let profile = fetch::folder(&format!("run/browser-{}-{n}", std::process::id()));
@@ -75,9 +81,12 @@ impl Browser {
         let input = process.stdin.take();
         let answers = BufReader::new(process.stdout.take().expect("piped")).lines();
         let mut browser = Self { process, input, answers, profile, version: String::new() };
-        let hello = browser.answer();
-        browser.version = hello["version"].as_str().unwrap_or_default().to_owned();
-        browser
+        let hello = browser.answer().ok_or("its driver ended")?;
+        match hello["version"].as_str() {
+            Some(version) => version.clone_into(&mut browser.version),
+            None => return Err(hello["error"].as_str().unwrap_or("no version").to_owned()),
+        }
+        Ok(browser)
     }
 
     /// Opens `count` WebSockets to `url`, one after the other, in the sample's client page.
@@ -102,14 +111,14 @@ impl Browser {
         }
         let input = self.input.as_mut().expect("open until dropped");
         writeln!(input, "{job}").expect("the browser's driver lives");
-        let answer = self.answer();
+        let answer = self.answer().expect("the browser's driver lives");
         serde_json::from_value(answer["closes"].clone())
             .unwrap_or_else(|e| panic!("the browser answered {answer}: {e}"))
     }
 
-    fn answer(&mut self) -> Value {
-        let line = self.answers.next().expect("the browser's driver lives").expect("text");
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("the browser said {line:?}: {e}"))
+    fn answer(&mut self) -> Option<Value> {
+        let line = self.answers.next()?.ok()?;
+        serde_json::from_str(&line).ok()
     }
 }
 

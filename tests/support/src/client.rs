@@ -72,6 +72,9 @@ pub struct Plan {
     pub close: Option<(u16, String, Duration)>,
     /// Answer the server's Close frame.
     pub answer: bool,
+    /// How far away the client is: its answer takes this long. On loopback it takes microseconds,
+    /// and races with what a server does next.
+    pub distance: Duration,
     /// Send a binary message of this many bytes at this interval until closing begins.
     pub sending: Option<(usize, Duration)>,
     /// Read at most this many bytes, then pause this long.
@@ -85,6 +88,7 @@ impl Default for Plan {
         Self {
             close: None,
             answer: true,
+            distance: Duration::ZERO,
             sending: None,
             slowly: None,
             patience: Duration::from_secs(10),
@@ -213,6 +217,9 @@ impl Client {
             if frame.is_close() {
                 let (code, reason) = wire::read_close(&frame.payload);
                 if plan.answer && !ending.answered {
+                    if !plan.distance.is_zero() {
+                        tokio::time::sleep(plan.distance).await;
+                    }
                     ending.answered = self.send(&wire::close(code, "", true)).await;
                     last = Some(Instant::now());
                 }

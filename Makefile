@@ -1,0 +1,41 @@
+# ws-clean-close. `make demo` shows the main job working, `make test` passes the tests; both fetch
+# what they need into target/, or say in one line what is missing.
+
+MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
+
+.PHONY: help demo test lint wasm clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    default, baseline and filter side by side on real Envoys (a minute, once built)"
+	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
+	@echo "make wasm    only the module: $(MODULE)"
+	@echo "make clean   everything that was built or fetched"
+
+need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
+
+.PHONY: tools
+tools:
+	$(call need,cargo,install Rust 1.89 or later from https://rustup.rs)
+	$(call need,cc,install a C compiler (Debian: apt-get install build-essential))
+	$(call need,node,install Node.js 20 or later from https://nodejs.org)
+	$(call need,npm,install npm (it comes with Node.js))
+
+wasm:
+	$(call need,cargo,install Rust 1.89 or later from https://rustup.rs)
+	@scripts/build-module
+	@echo "$(MODULE): $$(wc -c < $(MODULE)) bytes"
+
+demo: tools
+	@cargo run --quiet --example demo
+
+test: tools lint
+	cargo test --workspace
+
+lint: wasm
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings
+
+clean:
+	cargo clean
