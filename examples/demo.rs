@@ -128,11 +128,11 @@ async fn each<T>(stands: &[Stand], run: impl AsyncFn(&Stand) -> T) -> Vec<T> {
     results
 }
 
-/// As many closes as the table counts, ten at a time.
+/// As many closes as the table counts, twenty at a time.
 async fn closes(envoy: &Envoy, path: &str, plan: &Plan) -> Vec<Ending> {
     let mut endings = Vec::new();
     while endings.len() < CLOSES {
-        endings.extend(batch(envoy, path, plan, 10.min(CLOSES - endings.len())).await);
+        endings.extend(batch(envoy, path, plan, AT_ONCE.min(CLOSES - endings.len())).await);
     }
     endings
 }

@@ -81,10 +81,17 @@ impl Sample {
     }
 }
 
-impl Drop for Sample {
-    fn drop(&mut self) {
+impl Sample {
+    /// Kills it (SIGKILL).
+    pub fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+impl Drop for Sample {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

@@ -45,6 +45,12 @@ pub enum Behaviour {
     Vanishes,
     /// As `Waits`, but with a message behind its Close frame, which RFC 6455 forbids.
     TalksOn,
+    /// Never answers a Close frame and keeps TCP open.
+    Ignores,
+    /// Sends the bytes of the query's `hex` as they stand, then does as `Waits` would.
+    Raw,
+    /// Sends every byte back, frame or not, and ends TCP after the query's `after` milliseconds.
+    Mirror,
     /// Sends every message back. Closes as `Waits`.
     Echo,
 }
@@ -76,12 +82,18 @@ impl Behaviour {
             Self::Large => "large",
             Self::Vanishes => "vanishes",
             Self::TalksOn => "talks-on",
+            Self::Ignores => "ignores",
+            Self::Raw => "raw",
+            Self::Mirror => "mirror",
             Self::Echo => "echo",
         }
     }
 
     fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().chain([Self::TalksOn, Self::Echo]).find(|b| b.name() == name)
+        Self::ALL
+            .into_iter()
+            .chain([Self::TalksOn, Self::Ignores, Self::Raw, Self::Mirror, Self::Echo])
+            .find(|b| b.name() == name)
     }
 }
 
@@ -147,6 +159,8 @@ struct Request {
     behaviour: Behaviour,
     by_server: bool,
     code: u16,
+    /// What the `raw` behaviour sends.
+    raw: Vec<u8>,
     /// How long the server lets the WebSocket live before it closes it.
     after: Duration,
 }
@@ -160,8 +174,20 @@ fn parse(head: &str) -> Option<Request> {
         behaviour: Behaviour::parse(path.strip_prefix('/')?)?,
         by_server: value("by") == Some("server"),
         code: value("code").and_then(|c| c.parse().ok()).unwrap_or(1000),
+        raw: value("hex").map(from_hex).unwrap_or_default(),
         after: Duration::from_millis(value("after").and_then(|c| c.parse().ok()).unwrap_or(0)),
     })
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.chars().filter_map(|c| Some(c.to_digit(16)? as u8)).collect();
+    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
+/// The request path for a server that sends these bytes and then waits for the client's close.
+pub fn raw_path(bytes: &[u8]) -> String {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("/raw?by=server&hex={hex}")
 }
 
 async fn serve(mut stream: TcpStream, seen: &Seen) -> io::Result<()> {
@@ -180,6 +206,12 @@ async fn serve(mut stream: TcpStream, seen: &Seen) -> io::Result<()> {
          sec-websocket-accept: {accept}\r\n\r\n"
     );
     stream.write_all(reply.as_bytes()).await?;
+    if request.behaviour == Behaviour::Mirror {
+        let (mut read, mut write) = stream.split();
+        write.write_all(&rest).await?;
+        let mirror = io::copy(&mut read, &mut write);
+        return tokio::time::timeout(request.after, mirror).await.map_or(Ok(()), |r| r.map(drop));
+    }
     let mut peer = Peer { stream, frames: Frames::new(&rest), seen };
     tokio::time::sleep(request.after).await;
     if request.by_server {
@@ -210,6 +242,11 @@ impl Peer<'_> {
                 self.stay_open().await?;
             }
             Behaviour::Slams => self.stream.write_all(&close).await?,
+            Behaviour::Ignores | Behaviour::Mirror => self.stay_open().await?,
+            Behaviour::Raw => {
+                self.stream.write_all(&request.raw).await?;
+                self.until_close().await?;
+            }
             Behaviour::TalksOn => {
                 self.stream.write_all(&close).await?;
                 tokio::time::sleep(Duration::from_millis(30)).await;
@@ -251,11 +288,12 @@ impl Peer<'_> {
         };
         let answer = wire::close(code, "", false);
         match request.behaviour {
-            Behaviour::Waits | Behaviour::TalksOn | Behaviour::Echo => {
+            Behaviour::Waits | Behaviour::TalksOn | Behaviour::Raw | Behaviour::Echo => {
                 self.stream.write_all(&answer).await
             }
             Behaviour::Hasty | Behaviour::Slams | Behaviour::Vanishes => Ok(()),
             Behaviour::Resets => self.stream.set_zero_linger(),
+            Behaviour::Ignores | Behaviour::Mirror => self.stay_open().await,
             Behaviour::NeverCloses => {
                 self.stream.write_all(&answer).await?;
                 self.stay_open().await

@@ -87,10 +87,10 @@ impl Frames {
         self.buffer.len()
     }
 
-    /// Whether nothing but a whole frame is there already.
+    /// The next frame, where all of it is there. Bytes that are no frame stay where they are.
     pub fn pop(&mut self) -> Option<Received> {
         let mut cursor = Cursor::new(&self.buffer[..]);
-        let (header, len) = FrameHeader::parse(&mut cursor).expect("a well-formed header")?;
+        let (header, len) = FrameHeader::parse(&mut cursor).ok()??;
         let start = cursor.position() as usize;
         let end = start + len as usize;
         let mut payload = self.buffer.get(start..end)?.to_vec();
