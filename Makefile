@@ -3,13 +3,14 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm clean
+.PHONY: help demo test lint wasm table clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    default, baseline and filter side by side on real Envoys (a minute, once built)"
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
 	@echo "make wasm    only the module: $(MODULE)"
+	@echo "make table   measure the README's table of scenarios and write it there"
 	@echo "make clean   everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
@@ -36,6 +37,10 @@ lint: wasm
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings
+
+# Measures the README's table of scenarios anew.
+table: tools
+	UPDATE_README=1 cargo test --test scenarios
 
 clean:
 	cargo clean

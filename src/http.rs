@@ -35,6 +35,20 @@ const HOLD: Duration = TICK;
 /// buffered bytes are more than `per_connection_buffer_limit_bytes`, of which no one sets so few.
 const HOLD_LEN: usize = 512;
 
+/// Stream state: an HTTP half follows this stream.
+const FOLLOWED: &str = "ws_clean_close.followed";
+
+thread_local! {
+    static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Envoy calls into this VM while it sends on what an HTTP half has given it. After *each* call it
+/// carries out what the VM has asked for, so that a stream would be reset before what was held back
+/// is written. From now on nothing is held back in this VM.
+pub fn sending_is_interrupted() {
+    INTERRUPTED.set(true);
+}
+
 /// The HTTP half of one worker thread.
 pub struct HttpHalf {
     shared: Rc<Shared>,
@@ -48,7 +62,14 @@ struct Shared {
     due: RefCell<Deadlines<Due>>,
     /// When the timer fires next.
     tick: Cell<Option<Instant>>,
-    warned: Cell<bool>,
+    warned: Warned,
+}
+
+/// What has been said, and is not said again.
+#[derive(Default)]
+struct Warned {
+    unpaired: Cell<bool>,
+    twice: Cell<bool>,
 }
 
 /// What happens when a time is over.
@@ -82,7 +103,7 @@ impl HttpHalf {
                 metrics: Metrics::define(),
                 due: RefCell::default(),
                 tick: Cell::new(None),
-                warned: Cell::new(false),
+                warned: Warned::default(),
             }),
         }
     }
@@ -164,9 +185,24 @@ impl Shared {
         let _ = hostcalls::set_tick_period(period);
     }
 
+    /// Whether no other HTTP half follows this stream already.
+    fn follow_alone(&self) -> bool {
+        if hostcalls::get_property(vec![FOLLOWED]).is_ok_and(|other| other.is_some()) {
+            if !self.warned.twice.replace(true) {
+                warn!(
+                    "ws-clean-close: the HTTP half is attached more than once to this listener: only \
+                     the one next to the router does anything"
+                );
+            }
+            return false;
+        }
+        let _ = hostcalls::set_property(vec![FOLLOWED], Some(b"1"));
+        true
+    }
+
     fn warn_unpaired(&self) {
         self.metrics.count(Counter::Unpaired);
-        if !self.warned.replace(true) {
+        if !self.warned.unpaired.replace(true) {
             warn!(
                 "ws-clean-close: a WebSocket's connection has no network half: it will close late. \
                  Attach the module to this listener's filter chain with {{\"attach\": \"network\"}} \
@@ -197,7 +233,11 @@ impl Context for Stream {
 impl HttpContext for Stream {
     fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
         if is_websocket_upgrade() {
-            self.websocket = Some(WebSocket::open(self.id, &self.shared, self.early_bytes));
+            if self.shared.follow_alone() {
+                self.websocket = Some(WebSocket::open(self.id, &self.shared, self.early_bytes));
+            } else {
+                sending_is_interrupted();
+            }
         }
         Action::Continue
     }
@@ -315,6 +355,7 @@ impl WebSocket {
         // What is held back is shown again, in front of what is new.
         let was_holding = self.hold.is_holding();
         let new = len.saturating_sub(self.take_held());
+        let was_open = self.handshake.state() == State::Open;
         if new > 0 && !was_holding {
             self.scan(Side::Server, new);
         }
@@ -333,7 +374,7 @@ impl WebSocket {
             self.carry_out(decision, end_of_stream);
             return if was_holding && !end_of_stream { Action::Pause } else { Action::Continue };
         }
-        if self.may_hold(len) {
+        if was_open && self.may_hold(len) {
             let until = self.shared.wait(HOLD, Due::Release(Weak::clone(&self.this)));
             self.hold = Hold::Holding { len, until };
             return Action::Pause;
@@ -348,12 +389,11 @@ impl WebSocket {
 
     /// Whether the chunk in hand, which is `len` bytes long, is to be held back: see [`HOLD`].
     fn may_hold(&self, len: usize) -> bool {
-        matches!(self.hold, Hold::NotYet)
-            && self.handshake.state() == State::ServerClosing
+        self.handshake.state() == State::ServerClosing
             && len <= HOLD_LEN
             && self.address.is_some()
             && self.shared.config.enforce
-            && !crate::network::sees_writes()
+            && !INTERRUPTED.get()
     }
 
     /// Ends the holding, without releasing anything; tells how many bytes are held.

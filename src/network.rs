@@ -1,6 +1,5 @@
 //! Network half: leaves its return address on each connection, and closes those it is asked to.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use log::info;
@@ -50,20 +49,10 @@ struct Connection {
 
 impl Context for Connection {}
 
-thread_local! {
-    static SEES_WRITES: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether Envoy calls into this VM on every write of a connection. A module that was linked as it
-/// should be has no such callback. Envoy carries out what the VM has asked for after each call, so
-/// that such a call, in the middle of what was asked for, brings it out of order.
-pub fn sees_writes() -> bool {
-    SEES_WRITES.get()
-}
-
 impl StreamContext for Connection {
+    /// A module that was linked by `scripts/wasm-ld` has no such callback.
     fn on_upstream_data(&mut self, _: usize, _: bool) -> Action {
-        SEES_WRITES.set(true);
+        crate::http::sending_is_interrupted();
         Action::Continue
     }
 

@@ -132,3 +132,20 @@ async fn codes_in_place_of_the_server() {
         }
     }
 }
+
+/// With `permessage-deflate`, messages going both ways.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_deflate() {
+    let sample = Sample::start_with(true, 100, &["--deflate"]);
+    let envoy = filter(sample.address, 2).await;
+    for kind in [Kind::Chromium, Kind::Chrome88] {
+        let sending = Closing::Sending(3000, 5);
+        let closes = Browser::start(kind).closes(&url(envoy.address(), "/"), &sending, 10);
+        for close in closes {
+            assert!(close.extensions.contains("permessage-deflate"), "{close:?}");
+            assert!(is_clean(4321)(&close) && close.ms < 700.0, "{kind:?}: {close:?}");
+        }
+    }
+    assert_eq!(envoy.metric("websocket.untracked"), 0);
+    assert_eq!(envoy.metric("websocket.closed.clean"), 40);
+}

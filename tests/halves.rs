@@ -159,6 +159,52 @@ async fn in_each_others_place() {
     assert!(!log.contains("panicked"), "{log}");
 }
 
+/// A plugin for the mesh and another for the workload: each half stands there twice. One does the
+/// work, and counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn attached_twice() {
+    let server = Server::start().await;
+    let envoy = Setup { copies: 2, ..Setup::new(Mode::Filter) }.start(server.address).await;
+    for (behaviour, by_server, code) in [
+        (Behaviour::Waits, true, 4321),
+        (Behaviour::Hasty, true, 4321),
+        (Behaviour::TalksOn, true, 4321),
+        (Behaviour::Waits, false, 4000),
+        (Behaviour::Hasty, false, 4000),
+    ] {
+        for _ in 0..4 {
+            let ending = close(&envoy, behaviour, by_server).await;
+            assert_eq!(ending.code(), code, "{behaviour:?}: {ending:?}");
+            assert!(ending.ms() < 400.0, "{behaviour:?}: {ending:?}");
+        }
+    }
+    assert_eq!(envoy.metric("websocket.upgrades"), 20);
+    assert_eq!(envoy.metric("websocket.sent.answer"), 4);
+    let warnings = envoy.log().matches("attached more than once").count();
+    assert!((1..=2).contains(&warnings), "{warnings}");
+}
+
+/// The filter where `delayed_close_timeout: 0s` still stands: nothing is worse than with either.
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_the_baseline() {
+    let server = Server::start().await;
+    let setup = Setup { mode: Mode::Baseline, ..Setup::new(Mode::Filter) };
+    let envoy = setup.start(server.address).await;
+    for (behaviour, by_server, code) in [
+        (Behaviour::Waits, true, 4321),
+        (Behaviour::Hasty, true, 4321),
+        (Behaviour::Waits, false, 4000),
+        (Behaviour::Hasty, false, 4000),
+    ] {
+        for _ in 0..6 {
+            let ending = close(&envoy, behaviour, by_server).await;
+            assert_eq!(ending.code(), code, "{behaviour:?}: {ending:?}");
+            assert!(ending.ms() < 400.0, "{behaviour:?}: {ending:?}");
+        }
+    }
+    assert_eq!(envoy.metric("websocket.active"), 0);
+}
+
 /// A request that is refused before its headers are known, as the very first: the halves are in
 /// their places all the same.
 #[tokio::test(flavor = "multi_thread")]

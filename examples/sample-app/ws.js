@@ -3,6 +3,7 @@
 //   node ws.js                  closes each WebSocket with code 4321, one second after it opened
 //   node ws.js --close client   leaves the closing to the client
 //   --port 9900 --after 1000    where it listens; milliseconds until it closes
+//   --deflate                   offers permessage-deflate
 const { WebSocketServer } = require('ws');
 const { parseArgs } = require('util');
 
@@ -11,10 +12,14 @@ const { values } = parseArgs({
     close: { type: 'string', default: 'server' },
     port: { type: 'string', default: process.env.PORT || '9900' },
     after: { type: 'string', default: '1000' },
+    deflate: { type: 'boolean', default: false },
   },
 });
 
-const server = new WebSocketServer({ port: Number(values.port) });
+const server = new WebSocketServer({
+  port: Number(values.port),
+  perMessageDeflate: values.deflate && { threshold: 0 },
+});
 
 server.on('listening', () => console.log(`listening on ${server.address().port}`));
 server.on('connection', (socket) => {

@@ -30,6 +30,8 @@ pub struct Closed {
     pub was_clean: bool,
     /// Milliseconds from `onopen` to `onclose`.
     pub ms: f64,
+    /// What was negotiated, such as `permessage-deflate`.
+    pub extensions: String,
 }
 
 /// What the page does with each WebSocket.

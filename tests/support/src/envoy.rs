@@ -50,6 +50,8 @@ pub struct Setup {
     pub http_half: Option<Value>,
     /// Configuration of the network half; `None`: the half is not attached.
     pub network_half: Option<Value>,
+    /// Attaches each half this often.
+    pub copies: usize,
     /// The `vm_id` of the network half, `ws` being that of the HTTP half.
     pub network_vm: &'static str,
     /// HTTP/2 to the server.
@@ -72,6 +74,7 @@ impl Setup {
             workers: 2,
             http_half: filter.then(|| json!({"attach": "http"})),
             network_half: filter.then(|| json!({"attach": "network"})),
+            copies: 1,
             network_vm: "ws",
             upstream_http2: false,
             buffer_limit: None,
@@ -130,7 +133,8 @@ impl Setup {
     fn listener(&self, hop: usize, ports: &[u16], folder: &Path) -> Value {
         let mut filters = Vec::new();
         if let Some(config) = &self.network_half {
-            filters.push(self.wasm("network", self.network_vm, config));
+            let half = self.wasm("network", self.network_vm, config);
+            filters.extend(std::iter::repeat_n(half, self.copies));
         }
         filters.push(self.connection_manager(hop, folder));
         let mut chain = json!({ "filters": filters });
@@ -161,7 +165,8 @@ impl Setup {
     fn connection_manager(&self, hop: usize, folder: &Path) -> Value {
         let mut http_filters = Vec::new();
         if let Some(config) = &self.http_half {
-            http_filters.push(self.wasm("http", "ws", config));
+            let half = self.wasm("http", "ws", config);
+            http_filters.extend(std::iter::repeat_n(half, self.copies));
         }
         http_filters.push(json!({
             "name": "envoy.filters.http.router",

@@ -65,7 +65,13 @@ impl Sample {
     /// Starts it; `by_server` with code 4321, `after` so many milliseconds, or leaves the closing to
     /// the client.
     pub fn start(by_server: bool, after: u32) -> Self {
+        Self::start_with(by_server, after, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn start_with(by_server: bool, after: u32, arguments: &[&str]) -> Self {
         let mut process = node("ws.cjs")
+            .args(arguments)
             .args(["--port", "0", "--close", if by_server { "server" } else { "client" }])
             .args(["--after", &after.to_string()])
             .stdout(Stdio::piped())
