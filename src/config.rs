@@ -83,6 +83,30 @@ impl Default for HttpConfig {
     }
 }
 
+impl fmt::Display for HttpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = |limit: Option<Duration>| limit.map_or("never".into(), |l| format!("{l:?}"));
+        write!(
+            f,
+            "enforce {}, closeHandshakeTimeout {}, tcpCloseTimeout {}, answerClientClose {}",
+            self.enforce,
+            limit(self.close_handshake_timeout),
+            limit(self.tcp_close_timeout),
+            self.answer_client_close,
+        )?;
+        if let Some(close) = &self.abnormal_close {
+            write!(f, ", abnormalClose {}", close.status())?;
+        }
+        if let Some(MaxAge { after, jitter, close }) = &self.max_age {
+            write!(f, ", maxAge {after:?}, jitter {jitter}, {}", close.status())?;
+        }
+        if let Some(Drain { within, close }) = &self.drain {
+            write!(f, ", drain within {within:?}, {}", close.status())?;
+        }
+        Ok(())
+    }
+}
+
 impl Config {
     /// Reads the plugin configuration, one JSON object.
     ///
@@ -421,6 +445,24 @@ mod tests {
                 }),
                 drain: Some(Drain { within: Duration::from_secs(90), close: close(1001, "") }),
             }
+        );
+    }
+
+    #[test]
+    fn a_configuration_in_words() {
+        assert_eq!(
+            HttpConfig::default().to_string(),
+            "enforce true, closeHandshakeTimeout 10s, tcpCloseTimeout 1s, answerClientClose true"
+        );
+        let config = http(
+            r#"{"attach": "http", "tcpCloseTimeout": "0s", "abnormalClose": {"code": 1011},
+                "maxAge": {"after": "1h", "reason": "old"}, "drain": {"code": 1012}}"#,
+        );
+        assert_eq!(
+            config.to_string(),
+            "enforce true, closeHandshakeTimeout 10s, tcpCloseTimeout never, answerClientClose true, \
+             abnormalClose code 1011, maxAge 3600s, jitter 0.1, code 1001 \"old\", \
+             drain within 30s, code 1012"
         );
     }
 

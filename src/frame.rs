@@ -189,6 +189,17 @@ pub enum Status<'a> {
     Invalid,
 }
 
+impl std::fmt::Display for Status<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("no code"),
+            Self::Code(code, "") => write!(f, "code {}", code.get()),
+            Self::Code(code, reason) => write!(f, "code {} {reason:?}", code.get()),
+            Self::Invalid => f.write_str("an invalid payload"),
+        }
+    }
+}
+
 /// A Close frame: its payload, unmasked, 0 to 125 bytes.
 #[derive(Clone, Copy)]
 pub struct Close {

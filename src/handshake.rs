@@ -99,6 +99,16 @@ pub enum Side {
     Client,
 }
 
+impl Side {
+    /// The word for it in metrics and access logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        }
+    }
+}
+
 /// How a WebSocket ended, by the Close frames that passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use log::{debug, info, warn};
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::{Action, BufferType, MapType};
+use proxy_wasm::types::{Action, BufferType, LogLevel, MapType};
 
 use crate::config::HttpConfig;
 use crate::courier::Address;
@@ -92,7 +92,7 @@ enum Limit {
 
 impl HttpHalf {
     pub fn new(root: u32, config: Box<HttpConfig>) -> Self {
-        info!("ws-clean-close: HTTP half configured: {config:?}");
+        info!("ws-clean-close: HTTP half configured: {config}");
         if config.max_age.is_some() || config.drain.is_some() {
             warn!("ws-clean-close: `maxAge` and `drain` are checked, but have no effect yet");
         }
@@ -495,7 +495,12 @@ impl WebSocket {
                     self.send(self.handshake.owed_answer(), Counter::SentAnswer);
                 }
             }
-            Decision::Abandon => self.send(config.abnormal_close, Counter::SentAbnormal),
+            Decision::Abandon => {
+                let close = config.abnormal_close;
+                if self.send(close, Counter::SentAbnormal) {
+                    log_close(close.as_ref(), "filter");
+                }
+            }
         }
     }
 
@@ -512,13 +517,16 @@ impl WebSocket {
     }
 
     /// Sends the client a Close frame in place of a server that is gone, in the last, empty chunk.
-    fn send(&self, close: Option<Close>, counter: Counter) {
-        if let (Some(close), true) = (close, self.shared.config.enforce) {
-            let frame = close.to_server_frame();
-            if hostcalls::set_buffer(BufferType::HttpResponseBody, 0, 0, &frame).is_ok() {
-                self.shared.metrics.count(counter);
-            }
+    fn send(&self, close: Option<Close>, counter: Counter) -> bool {
+        let (Some(close), true) = (close, self.shared.config.enforce) else {
+            return false;
+        };
+        let frame = close.to_server_frame();
+        let sent = hostcalls::set_buffer(BufferType::HttpResponseBody, 0, 0, &frame).is_ok();
+        if sent {
+            self.shared.metrics.count(counter);
         }
+        sent
     }
 
     /// The stream is over, whoever ended it. Where that was not the client, the HTTP connection
@@ -527,6 +535,7 @@ impl WebSocket {
         self.stop_waiting();
         self.take_held();
         self.count_end();
+        self.log_end();
         let (Some(address), true) = (self.address, self.shared.config.enforce) else {
             return;
         };
@@ -563,25 +572,42 @@ impl WebSocket {
     /// Keeps the access log's fields as they would be if the stream ended now: Envoy writes the log
     /// before a filter learns of the end.
     fn log_fields(&self) {
-        let set = |name, value: &str| {
-            let _ = hostcalls::set_property(vec![name], Some(value.as_bytes()));
-        };
-        set("websocket_close_outcome", self.handshake.outcome().name());
-        let Some(close) = self.handshake.first_close() else {
-            return;
-        };
-        match close.status() {
-            Status::None => set("websocket_close_code", "1005"),
-            Status::Invalid => set("websocket_close_code", "invalid"),
-            Status::Code(code, reason) => {
-                set("websocket_close_code", &code.get().to_string());
-                set("websocket_close_reason", &reason.replace(|c: char| c.is_control(), ""));
-            }
+        log_field("outcome", self.handshake.outcome().name());
+        if let Some(initiator) = self.handshake.initiator() {
+            log_close(self.handshake.first_close(), initiator.name());
         }
-        match self.handshake.initiator() {
-            Some(Side::Server) => set("websocket_close_initiator", "server"),
-            Some(Side::Client) => set("websocket_close_initiator", "client"),
-            None => {}
+    }
+
+    fn log_end(&self) {
+        // Asked each time, because the level can change at any time, and writing the line costs more.
+        if let Ok(LogLevel::Trace | LogLevel::Debug) = hostcalls::get_log_level() {
+            debug!(
+                "ws-clean-close: stream {}: closed {}, begun by {}, {}",
+                self.id,
+                self.handshake.outcome().name(),
+                self.handshake.initiator().map_or("nobody", Side::name),
+                self.handshake.first_close().map_or(Status::None, Close::status),
+            );
+        }
+    }
+}
+
+/// Sets a field of the access log, `%FILTER_STATE(wasm.websocket_close_…:PLAIN)%`.
+fn log_field(name: &str, value: &str) {
+    let name = format!("websocket_close_{name}");
+    let _ = hostcalls::set_property(vec![&name], Some(value.as_bytes()));
+}
+
+fn log_close(close: Option<&Close>, initiator: &str) {
+    log_field("initiator", initiator);
+    match close.map(Close::status) {
+        None => {}
+        Some(Status::None) => log_field("code", "1005"),
+        Some(Status::Invalid) => log_field("code", "invalid"),
+        Some(Status::Code(code, reason)) => {
+            log_field("code", &code.get().to_string());
+            // What a peer sends must not write lines of its own into anybody's log.
+            log_field("reason", &reason.replace(|c: char| c.is_control(), ""));
         }
     }
 }

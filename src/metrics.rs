@@ -81,6 +81,10 @@ counters! {
     SentAnswer = "websocket.sent.answer",
     /// A Close frame was sent in place of a server that died.
     SentAbnormal = "websocket.sent.abnormal",
+    /// A Close frame was sent because of `maxAge`.
+    SentMaxAge = "websocket.sent.max_age",
+    /// A Close frame was sent because of `drain`.
+    SentDrain = "websocket.sent.drain",
     /// `closeHandshakeTimeout` was over.
     TimeoutHandshake = "websocket.timeout.handshake",
     /// `tcpCloseTimeout` was over.

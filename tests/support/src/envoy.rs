@@ -52,6 +52,8 @@ pub struct Setup {
     pub network_half: Option<Value>,
     /// Attaches each half this often.
     pub copies: usize,
+    /// The halves come by ECDS, from files, and [`Envoy::update`] changes them.
+    pub dynamic: bool,
     /// The `vm_id` of the network half, `ws` being that of the HTTP half.
     pub network_vm: &'static str,
     /// HTTP/2 to the server.
@@ -75,6 +77,7 @@ impl Setup {
             http_half: filter.then(|| json!({"attach": "http"})),
             network_half: filter.then(|| json!({"attach": "network"})),
             copies: 1,
+            dynamic: false,
             network_vm: "ws",
             upstream_http2: false,
             buffer_limit: None,
@@ -133,7 +136,7 @@ impl Setup {
     fn listener(&self, hop: usize, ports: &[u16], folder: &Path) -> Value {
         let mut filters = Vec::new();
         if let Some(config) = &self.network_half {
-            let half = self.wasm("network", self.network_vm, config);
+            let half = self.attachment("network", config, folder);
             filters.extend(std::iter::repeat_n(half, self.copies));
         }
         filters.push(self.connection_manager(hop, folder));
@@ -165,7 +168,7 @@ impl Setup {
     fn connection_manager(&self, hop: usize, folder: &Path) -> Value {
         let mut http_filters = Vec::new();
         if let Some(config) = &self.http_half {
-            let half = self.wasm("http", "ws", config);
+            let half = self.attachment("http", config, folder);
             http_filters.extend(std::iter::repeat_n(half, self.copies));
         }
         http_filters.push(json!({
@@ -214,15 +217,50 @@ impl Setup {
         json!({ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager })
     }
 
-    fn wasm(&self, layer: &str, vm: &str, config: &Value) -> Value {
+    /// The filter, or where Envoy finds it.
+    fn attachment(&self, layer: &str, config: &Value, folder: &Path) -> Value {
+        if !self.dynamic {
+            return self.wasm(layer, config);
+        }
+        self.publish(layer, config, folder, 0);
+        json!({
+            "name": format!("ws_clean_close_{layer}"),
+            "config_discovery": {
+                "config_source": {
+                    "path_config_source": { "path": folder.join(format!("{layer}.json")) },
+                    "resource_api_version": "V3",
+                },
+                "type_urls": [wasm_type(layer)],
+            },
+        })
+    }
+
+    /// Writes the filter where Envoy looks for it. A file that is moved there is taken at once.
+    fn publish(&self, layer: &str, config: &Value, folder: &Path, version: u32) {
+        let filter = self.wasm(layer, config);
+        let response = json!({
+            "version_info": version.to_string(),
+            "resources": [{
+                "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+                "name": filter["name"],
+                "typed_config": filter["typed_config"],
+            }],
+        });
+        let new = folder.join(format!("{layer}.new"));
+        fs::write(&new, response.to_string()).expect("the lab's folder is writable");
+        fs::rename(&new, folder.join(format!("{layer}.json")))
+            .expect("the lab's folder is writable");
+    }
+
+    fn wasm(&self, layer: &str, config: &Value) -> Value {
+        let vm = if layer == "network" { self.network_vm } else { "ws" };
         let module = self.module.clone().unwrap_or_else(fetch::module);
-        let kind = format!("envoy.extensions.filters.{layer}.wasm.v3.Wasm");
         // A string is taken as it stands: a configuration need not be JSON.
         let text = config.as_str().map_or_else(|| config.to_string(), str::to_owned);
         json!({
             "name": format!("ws_clean_close_{layer}"),
             "typed_config": {
-                "@type": format!("type.googleapis.com/{kind}"),
+                "@type": wasm_type(layer),
                 "config": {
                     "name": format!("ws_clean_close_{layer}"),
                     "vm_config": {
@@ -279,6 +317,10 @@ impl Setup {
     }
 }
 
+fn wasm_type(layer: &str) -> String {
+    format!("type.googleapis.com/envoy.extensions.filters.{layer}.wasm.v3.Wasm")
+}
+
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
@@ -323,7 +365,8 @@ pub struct Envoy {
     admin: SocketAddr,
     hops: Vec<SocketAddr>,
     folder: PathBuf,
-    pub tls: bool,
+    setup: Setup,
+    updates: u32,
     _held: Vec<Socket>,
 }
 
@@ -343,6 +386,8 @@ impl Envoy {
             .arg("--config-path")
             .arg(file("envoy.json"))
             .args(["--use-dynamic-base-id", "--concurrency", &setup.workers.to_string()])
+            // xDS, from files too, wants names.
+            .args(["--service-node", "lab", "--service-cluster", "lab"])
             .args(["--log-level", "warning", "--component-log-level"])
             .arg(format!("wasm:{}", setup.log))
             .arg("--admin-address-path")
@@ -358,7 +403,15 @@ impl Envoy {
             if let Some(admin) = admin {
                 if get(admin, "/ready").is_some_and(|text| text.trim() == "LIVE") {
                     let hops = ports.into_iter().map(local).collect();
-                    return Ok(Self { process, admin, hops, folder, tls: setup.tls, _held: held });
+                    return Ok(Self {
+                        process,
+                        admin,
+                        hops,
+                        folder,
+                        setup: setup.clone(),
+                        updates: 0,
+                        _held: held,
+                    });
                 }
             }
             let ended = process.try_wait().expect("a child can be waited for");
@@ -379,6 +432,33 @@ impl Envoy {
     /// Where a client enters to pass all of them.
     pub fn address(&self) -> SocketAddr {
         self.entry(self.hops.len())
+    }
+
+    /// Gives a half of a dynamic setup a new configuration, and a new module where `change` sets one;
+    /// waits until it has arrived.
+    pub fn update(&mut self, layer: &str, change: impl FnOnce(&mut Setup)) {
+        change(&mut self.setup);
+        self.updates += 1;
+        let half = match layer {
+            "http" => &self.setup.http_half,
+            _ => &self.setup.network_half,
+        };
+        let config = half.clone().expect("the half is attached");
+        let arrived = |envoy: &Self| -> u64 {
+            envoy
+                .admin("/stats?filter=extension_config_discovery")
+                .lines()
+                .filter(|line| line.contains(&format!("ws_clean_close_{layer}.config_reload:")))
+                .filter_map(|line| line.rsplit(": ").next()?.parse::<u64>().ok())
+                .sum()
+        };
+        let before = arrived(self);
+        self.setup.publish(layer, &config, &self.folder, self.updates);
+        let patience = Instant::now() + Duration::from_secs(20);
+        while arrived(self) == before {
+            assert!(Instant::now() < patience, "the update did not arrive:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The process, for measurements.
