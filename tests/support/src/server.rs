@@ -193,17 +193,24 @@ pub fn raw_path(bytes: &[u8]) -> String {
 async fn serve(mut stream: TcpStream, seen: &Seen) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (head, rest) = wire::read_head(&mut stream).await?;
-    let key = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("sec-websocket-key").then(|| value.trim().to_owned())
-    });
+    let header = |wanted: &str| {
+        head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned())
+        })
+    };
+    let key = header("sec-websocket-key");
+    // The first that was asked for will do.
+    let subprotocol = header("sec-websocket-protocol")
+        .and_then(|asked| Some(format!("sec-websocket-protocol: {}\r\n", asked.split(',').next()?)))
+        .unwrap_or_default();
     let (Some(key), Some(request)) = (key, parse(&head)) else {
         return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nplain").await;
     };
     let accept = derive_accept_key(key.as_bytes());
     let reply = format!(
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
-         sec-websocket-accept: {accept}\r\n\r\n"
+         sec-websocket-accept: {accept}\r\n{subprotocol}\r\n"
     );
     stream.write_all(reply.as_bytes()).await?;
     if request.behaviour == Behaviour::Mirror {

@@ -1,0 +1,293 @@
+//! One WebSocket, from the connection to the end of TCP.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{ready, Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{crypto, ClientConfig, RootCertStore};
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
+use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue, Uri};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{client_async, WebSocketStream};
+
+use crate::verdict::{End, Verdict};
+
+/// Where, and how, to open WebSockets.
+pub struct Target {
+    request: Request,
+    host: String,
+    port: u16,
+    tls: Option<TlsConnector>,
+    patience: Duration,
+}
+
+/// What became of one.
+pub struct Report {
+    /// Code and reason of the server's Close frame; 1005 where it gave none.
+    close: Option<(u16, String)>,
+    by_server: bool,
+    end: End,
+    /// From the Close exchange, or what came nearest to one, to the end of TCP.
+    after: Duration,
+}
+
+impl Target {
+    /// # Errors
+    /// In words, what is wrong with the address, or that this machine has no root certificates.
+    pub fn new(url: &Uri, insecure: bool) -> Result<Self, String> {
+        let tls = match url.scheme_str() {
+            Some("ws") => None,
+            Some("wss") => Some(tls(insecure)?),
+            _ => return Err(format!("{url} is no WebSocket address: expected ws:// or wss://")),
+        };
+        let host = url.host().ok_or_else(|| format!("{url} names no host"))?;
+        let port = url.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+        let request = url.into_client_request().map_err(|e| format!("{url}: {e}"))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self { request, host, port, tls, patience: Duration::from_secs(15) })
+    }
+
+    pub fn with_headers(mut self, headers: Vec<(HeaderName, HeaderValue)>) -> Self {
+        self.request.headers_mut().extend(headers);
+        self
+    }
+
+    pub fn with_subprotocols(mut self, subprotocols: &[String]) -> Self {
+        if let (false, Ok(value)) = (subprotocols.is_empty(), subprotocols.join(", ").parse()) {
+            self.request.headers_mut().insert("sec-websocket-protocol", value);
+        }
+        self
+    }
+
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Opens a WebSocket and sees it closed.
+    ///
+    /// # Errors
+    /// In words, why there was nothing to close.
+    pub async fn close(&self, by_server: bool) -> Result<Report, String> {
+        let Self { host, port, .. } = self;
+        let tcp = self
+            .within("connecting", TcpStream::connect((host.as_str(), *port)))
+            .await?
+            .map_err(|e| format!("cannot connect to {host}:{port}: {e}"))?;
+        let _ = tcp.set_nodelay(true);
+        let ended = Ended::default();
+        let observed = Observed { tcp, ended: Arc::clone(&ended) };
+        match &self.tls {
+            None => self.over(observed, ended, by_server).await,
+            Some(tls) => {
+                let name = ServerName::try_from(host.clone())
+                    .map_err(|_| format!("{host} cannot stand in a certificate"))?;
+                let stream = self
+                    .within("the TLS handshake", tls.connect(name, observed))
+                    .await?
+                    .map_err(|e| format!("TLS with {host}:{port} failed: {e}"))?;
+                self.over(stream, ended, by_server).await
+            }
+        }
+    }
+
+    async fn within<T>(&self, what: &str, future: impl Future<Output = T>) -> Result<T, String> {
+        let seconds = self.patience.as_secs_f64();
+        timeout(self.patience, future)
+            .await
+            .map_err(|_| format!("{what} took more than {seconds} s"))
+    }
+
+    async fn over<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        ended: Ended,
+        by_server: bool,
+    ) -> Result<Report, String> {
+        let opening = client_async(self.request.clone(), stream);
+        let (mut socket, _) = match self.within("the opening handshake", opening).await? {
+            Ok(open) => open,
+            Err(Error::Http(response)) => {
+                return Err(format!(
+                    "the opening handshake was refused: HTTP {}",
+                    response.status()
+                ))
+            }
+            Err(e) => return Err(format!("the opening handshake failed: {e}")),
+        };
+        if !by_server {
+            let frame = CloseFrame { code: CloseCode::Normal, reason: "probe".into() };
+            // A peer that is gone already shows in what follows.
+            let _ = socket.send(Message::Close(Some(frame))).await;
+        }
+        let begun = Instant::now();
+        let close = timeout(self.patience, until_close(&mut socket)).await;
+        if by_server && close.is_err() {
+            let seconds = self.patience.as_secs_f64();
+            return Err(format!("the server did not close within {seconds} s"));
+        }
+        let close = close.ok().flatten();
+        // Without a Close frame there is no exchange: what counts is when TCP ended.
+        let exchanged = if close.is_some() { Instant::now() } else { begun };
+        let rest = async { while let Some(Ok(_)) = socket.next().await {} };
+        let _ = timeout(self.patience, rest).await;
+        let end = *ended.lock().unwrap_or_else(|e| e.into_inner());
+        let (end, at) = end.unwrap_or((End::Never, Instant::now()));
+        Ok(Report { close, by_server, end, after: at.saturating_duration_since(exchanged) })
+    }
+}
+
+/// Reads up to the server's Close frame, and answers it; `None` where the stream ends first.
+async fn until_close<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+) -> Option<(u16, String)> {
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Close(frame) = message {
+            let _ = socket.flush().await;
+            let frame = frame.map(|f| (f.code.into(), f.reason.to_string()));
+            return Some(frame.unwrap_or((1005, String::new())));
+        }
+    }
+    None
+}
+
+fn tls(insecure: bool) -> Result<TlsConnector, String> {
+    if insecure {
+        return Ok(lab::tls::connector());
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err("this machine has no root certificates: install them (Debian: \
+                    ca-certificates), or give --insecure"
+            .into());
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+impl Report {
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of(self.close.is_some(), self.end, self.after)
+    }
+
+    /// Milliseconds from the Close exchange to the end of TCP, where there were both.
+    pub fn ms(&self) -> Option<f64> {
+        (self.close.is_some() && self.end != End::Never).then(|| self.after.as_secs_f64() * 1000.0)
+    }
+
+    fn end(&self) -> &'static str {
+        match self.end {
+            End::Fin => "FIN",
+            End::Rst => "RST",
+            End::Never => "none",
+        }
+    }
+
+    fn closed_by(&self) -> &'static str {
+        if self.by_server {
+            "server"
+        } else {
+            "client"
+        }
+    }
+
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "code": self.close.as_ref().map_or(1006, |close| close.0),
+            "reason": self.close.as_ref().map(|close| &close.1),
+            "closed_by": self.closed_by(),
+            "end": self.end(),
+            "ms": self.ms(),
+            "clean": self.verdict().is_clean(),
+            "verdict": self.verdict().name(),
+            "words": self.verdict().to_string(),
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.close {
+            Some((code, reason)) if reason.is_empty() => writeln!(f, "code       {code}")?,
+            Some((code, reason)) => writeln!(f, "code       {code} {reason:?}")?,
+            None => writeln!(f, "code       none (1006)")?,
+        }
+        writeln!(f, "closed by  {}", self.closed_by())?;
+        match self.ms() {
+            Some(ms) => {
+                writeln!(f, "TCP        {}, {ms:.1} ms after the Close exchange", self.end())?
+            }
+            None => writeln!(f, "TCP        {}", self.end())?,
+        }
+        write!(f, "verdict    {}", self.verdict())
+    }
+}
+
+/// How, and when, TCP ended.
+type Ended = Arc<Mutex<Option<(End, Instant)>>>;
+
+/// A TCP connection whose end is noted. The libraries above it do not tell FIN from RST.
+struct Observed {
+    tcp: TcpStream,
+    ended: Ended,
+}
+
+impl Observed {
+    fn note(&self, end: End) {
+        self.ended.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert((end, Instant::now()));
+    }
+}
+
+impl AsyncRead for Observed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let room = buffer.remaining();
+        let result = ready!(Pin::new(&mut self.tcp).poll_read(context, buffer));
+        match &result {
+            Ok(()) if room > 0 && buffer.filled().len() == before => self.note(End::Fin),
+            Err(_) => self.note(End::Rst),
+            Ok(()) => {}
+        }
+        Poll::Ready(result)
+    }
+}
+
+impl AsyncWrite for Observed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The server closes first; a FIN of ours would not be seen for what it is.
+        Poll::Ready(Ok(()))
+    }
+}
