@@ -2,16 +2,16 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{ready, Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{crypto, ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
@@ -110,7 +110,7 @@ impl Target {
             .map_err(|_| format!("{what} took more than {seconds} s"))
     }
 
-    async fn over<S: AsyncRead + AsyncWrite + Unpin>(
+    async fn over<S: AsyncRead + AsyncWrite + Unpin + OverTcp>(
         &self,
         stream: S,
         ended: Ended,
@@ -141,7 +141,11 @@ impl Target {
         let close = close.ok().flatten();
         // Without a Close frame there is no exchange: what counts is when TCP ended.
         let exchanged = if close.is_some() { Instant::now() } else { begun };
-        let rest = async { while let Some(Ok(_)) = socket.next().await {} };
+        let rest = async {
+            while let Some(Ok(_)) = socket.next().await {}
+            // TLS may have ended before TCP does.
+            let _ = io::copy(socket.get_mut().tcp(), &mut io::sink()).await;
+        };
         let _ = timeout(self.patience, rest).await;
         let end = *ended.lock().unwrap_or_else(|e| e.into_inner());
         let (end, at) = end.unwrap_or((End::Never, Instant::now()));
@@ -189,7 +193,8 @@ impl Report {
 
     /// Milliseconds from the Close exchange to the end of TCP, where there were both.
     pub fn ms(&self) -> Option<f64> {
-        (self.close.is_some() && self.end != End::Never).then(|| self.after.as_secs_f64() * 1000.0)
+        (self.close.is_some() && self.end != End::Never)
+            .then_some(self.after.as_secs_f64() * 1000.0)
     }
 
     fn end(&self) -> &'static str {
@@ -237,6 +242,23 @@ impl fmt::Display for Report {
             None => writeln!(f, "TCP        {}", self.end())?,
         }
         write!(f, "verdict    {}", self.verdict())
+    }
+}
+
+/// What stands on an observed connection.
+trait OverTcp {
+    fn tcp(&mut self) -> &mut Observed;
+}
+
+impl OverTcp for Observed {
+    fn tcp(&mut self) -> &mut Observed {
+        self
+    }
+}
+
+impl OverTcp for TlsStream<Observed> {
+    fn tcp(&mut self) -> &mut Observed {
+        self.get_mut().0
     }
 }
 
