@@ -3,7 +3,7 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm table clean
+.PHONY: help demo test lint wasm table picture clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,7 +11,8 @@ help:
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
 	@echo "make wasm    only the module: $(MODULE)"
 	@echo "make table   measure the README's table of scenarios and write it there"
-	@echo "make clean   everything that was built or fetched"
+	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
+	@echo "make clean    everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
 
@@ -41,6 +42,10 @@ lint: wasm
 # Measures the README's table of scenarios anew.
 table: tools
 	UPDATE_README=1 cargo test --test scenarios
+
+# Draws docs/dashboard.svg from a minute of real numbers.
+picture: tools
+	cargo run --quiet --example dashboard_picture
 
 clean:
 	cargo clean

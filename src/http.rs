@@ -261,11 +261,21 @@ impl HttpContext for Stream {
 /// Whether the response is 101 with `upgrade: websocket` (RFC 6455 §4.2.2). Envoy shows the
 /// extended CONNECT of HTTP/2 and HTTP/3 (RFC 8441) in the same way.
 fn is_websocket_upgrade() -> bool {
-    let header =
-        |name| hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten();
     // In this order: a plain response has no such header, and asking for it allocates nothing.
-    header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
-        && header(":status").is_some_and(|status| status == b"101")
+    response_header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
+        && response_header(":status").is_some_and(|status| status == b"101")
+}
+
+/// Whether the upstream speaks HTTP/1.1. No attribute tells; but Envoy makes the response to an
+/// extended CONNECT look like an upgrade with `connection: upgrade`
+/// (`Utility::transformUpgradeResponseFromH2toH1` in source/common/http/utility.cc), where HTTP/1.1
+/// servers, but for a few, write `Upgrade`. For those few the answer is wrong, and harmless.
+fn upstream_is_http1() -> bool {
+    response_header("connection").is_some_and(|value| value != b"upgrade")
+}
+
+fn response_header(name: &str) -> Option<Vec<u8>> {
+    hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten()
 }
 
 /// One WebSocket, from the 101 to the end of its stream.
@@ -277,6 +287,9 @@ struct WebSocket {
     this: Weak<RefCell<WebSocket>>,
     /// The downstream is HTTP/1.1: its connection carries nothing else and may be closed.
     owns_connection: bool,
+    /// The upstream is HTTP/1.1 for certain, whose end is seen in time. A stream that HTTP/2 resets is
+    /// gone at once, with all that is held back.
+    upstream_is_http1: bool,
     address: Option<Address>,
     from_server: Scanner,
     from_client: Scanner,
@@ -321,6 +334,7 @@ impl WebSocket {
                 shared: Rc::clone(shared),
                 this: Weak::clone(this),
                 owns_connection,
+                upstream_is_http1: upstream_is_http1(),
                 address,
                 from_server: Scanner::new(),
                 from_client: Scanner::new(),
@@ -391,6 +405,7 @@ impl WebSocket {
     fn may_hold(&self, len: usize) -> bool {
         self.handshake.state() == State::ServerClosing
             && len <= HOLD_LEN
+            && self.upstream_is_http1
             && self.address.is_some()
             && self.shared.config.enforce
             && !INTERRUPTED.get()

@@ -252,3 +252,33 @@ async fn http2_downstream() {
     assert_eq!(envoy.metric("websocket.active"), 1);
     assert_eq!(envoy.access_log(1)[0]["protocol"], "HTTP/2");
 }
+
+/// HTTP/2 between two proxies: the inner one ends its stream with RST_STREAM, of which the outer one
+/// learns when it is too late. Nothing is lost, and the client's connection ends at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_between_the_hops() {
+    let server = Server::start().await;
+    for mode in [Mode::Default, Mode::Filter] {
+        let setup = Setup { http2_between: true, ..Setup::new(mode).hops(2) };
+        let envoy = setup.start(server.address).await;
+        for (behaviour, by_server, code) in [
+            (Behaviour::Waits, true, 4321),
+            (Behaviour::Hasty, true, 4321),
+            (Behaviour::Slams, true, 4321),
+            (Behaviour::Waits, false, 4000),
+        ] {
+            for _ in 0..if mode == Mode::Filter { 20 } else { 1 } {
+                let ending = close(&envoy, behaviour, by_server).await;
+                assert_eq!(ending.code(), code, "{mode:?}, {behaviour:?}: {ending:?}");
+                if mode == Mode::Filter {
+                    assert!(ending.ms() < 400.0, "{behaviour:?}: {ending:?}");
+                }
+            }
+        }
+        let flags: Vec<_> = envoy.access_log(2).iter().map(|line| line["flags"].clone()).collect();
+        println!("{mode:?}: flags at the outer hop: {:?}", flags.first());
+        if mode == Mode::Filter {
+            assert_eq!(envoy.metric("websocket.active"), 0);
+        }
+    }
+}

@@ -50,9 +50,10 @@ fn series(envoy: &Envoy) -> usize {
     envoy.admin("/stats").lines().filter(|line| line.contains("websocket")).count()
 }
 
-/// How many times the histogram has measured. Envoy brings histograms up to date every 5 s.
+/// How many times the histogram has measured. Envoy brings histograms up to date with each flush,
+/// in the lab every second.
 async fn handshakes(envoy: &Envoy) -> u64 {
-    tokio::time::sleep(Duration::from_millis(5500)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let page = envoy.admin("/stats/prometheus");
     page.lines()
         .find_map(|line| line.strip_prefix("websocket_handshake_ms_count{} ")?.parse().ok())

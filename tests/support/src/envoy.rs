@@ -56,8 +56,8 @@ pub struct Setup {
     pub dynamic: bool,
     /// The `vm_id` of the network half, `ws` being that of the HTTP half.
     pub network_vm: &'static str,
-    /// HTTP/2 to the server.
-    pub upstream_http2: bool,
+    /// HTTP/2 between the hops.
+    pub http2_between: bool,
     /// `per_connection_buffer_limit_bytes` of the listeners and clusters.
     pub buffer_limit: Option<u32>,
     /// Envoy's log level for wasm.
@@ -79,7 +79,7 @@ impl Setup {
             copies: 1,
             dynamic: false,
             network_vm: "ws",
-            upstream_http2: false,
+            http2_between: false,
             buffer_limit: None,
             log: "info",
             module: None,
@@ -121,6 +121,7 @@ impl Setup {
                 "listeners": hops.clone().map(|hop| self.listener(hop, ports, folder)).collect::<Vec<_>>(),
                 "clusters": hops.map(|hop| self.cluster(hop, ports, server)).collect::<Vec<_>>(),
             },
+            "stats_flush_interval": "1s",
             "admin": { "address": socket_address(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) },
             // Without this Envoy warns that a hostile peer could take every descriptor.
             "overload_manager": { "resource_monitors": [{
@@ -197,17 +198,7 @@ impl Setup {
                 "typed_config": {
                     "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
                     "path": folder.join(format!("access{hop}.log")),
-                    "log_format": { "json_format": {
-                        "status": "%RESPONSE_CODE%",
-                        "flags": "%RESPONSE_FLAGS%",
-                        "details": "%RESPONSE_CODE_DETAILS%",
-                        "path": "%REQ(:PATH)%",
-                        "protocol": "%PROTOCOL%",
-                        "close_code": "%FILTER_STATE(wasm.websocket_close_code:PLAIN)%",
-                        "close_reason": "%FILTER_STATE(wasm.websocket_close_reason:PLAIN)%",
-                        "close_initiator": "%FILTER_STATE(wasm.websocket_close_initiator:PLAIN)%",
-                        "close_outcome": "%FILTER_STATE(wasm.websocket_close_outcome:PLAIN)%",
-                    }},
+                    "log_format": { "json_format": access_log_format() },
                 },
             }],
         });
@@ -296,7 +287,7 @@ impl Setup {
             // As Istio's outlierDetection sets it: five failures in a row.
             "outlier_detection": { "consecutive_5xx": 5, "max_ejection_percent": 100 },
         });
-        if self.upstream_http2 && hop == 1 {
+        if self.http2_between && hop > 1 {
             cluster["typed_extension_protocol_options"] = json!({
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                     "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -315,6 +306,12 @@ impl Setup {
         }
         cluster
     }
+}
+
+/// The one that operators are shown.
+fn access_log_format() -> Value {
+    let text = fs::read_to_string(fetch::root().join("examples/access-log.json"));
+    serde_json::from_str(&text.expect("the example is there")).expect("JSON")
 }
 
 fn wasm_type(layer: &str) -> String {
