@@ -5,6 +5,8 @@
 //! delivers on the thread that registered it, and leaves the queue's number and the connection's
 //! own on the connection as filter state. The HTTP half finds them there.
 
+use std::cell::Cell;
+
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::Status;
 
@@ -98,4 +100,20 @@ fn declare_property() {
     arguments.extend([0x28, SPAN_CONNECTION]);
     // Refused where a configuration update declares it a second time, which is as good.
     let _ = hostcalls::call_foreign_function("declare_property", Some(&arguments));
+}
+
+thread_local! {
+    static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Envoy calls into this VM while it sends on what an HTTP half has given it. After *each* call it
+/// carries out what the VM has asked for, so that a stream would be reset before what was held back
+/// is written. From now on nothing is held back in this VM.
+pub fn sending_is_interrupted() {
+    INTERRUPTED.set(true);
+}
+
+/// Whether [`sending_is_interrupted`] has been said.
+pub fn is_sending_interrupted() -> bool {
+    INTERRUPTED.get()
 }

@@ -28,6 +28,8 @@ pub mod handshake;
 pub mod metrics;
 
 #[cfg(target_family = "wasm")]
+mod chunk;
+#[cfg(target_family = "wasm")]
 mod courier;
 #[cfg(target_family = "wasm")]
 mod http;
@@ -35,3 +37,7 @@ mod http;
 mod network;
 #[cfg(target_family = "wasm")]
 mod root;
+#[cfg(target_family = "wasm")]
+mod shared;
+#[cfg(target_family = "wasm")]
+mod websocket;

@@ -7,7 +7,7 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, StreamContext};
 use proxy_wasm::types::Action;
 
-use crate::courier::Mailbox;
+use crate::courier::{self, Mailbox};
 
 /// The network half of one worker thread.
 pub struct NetworkHalf {
@@ -52,7 +52,7 @@ impl Context for Connection {}
 impl StreamContext for Connection {
     /// A module that was linked by `scripts/wasm-ld` has no such callback.
     fn on_upstream_data(&mut self, _: usize, _: bool) -> Action {
-        crate::http::sending_is_interrupted();
+        courier::sending_is_interrupted();
         Action::Continue
     }
 
