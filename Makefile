@@ -3,7 +3,7 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm table picture clean
+.PHONY: help demo test lint wasm table bench picture clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,8 +11,9 @@ help:
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
 	@echo "make wasm    only the module: $(MODULE)"
 	@echo "make table   measure the README's table of scenarios and write it there"
+	@echo "make bench   what the filter costs: Envoy's CPU time with and without it"
 	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
-	@echo "make clean    everything that was built or fetched"
+	@echo "make clean   everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
 
@@ -42,6 +43,10 @@ lint: wasm
 # Measures the README's table of scenarios anew.
 table: tools
 	UPDATE_README=1 cargo test --test scenarios
+
+# What the filter costs, as ratios of Envoy's CPU time with and without it.
+bench: tools
+	cargo bench --bench cost
 
 # Draws docs/dashboard.svg from a minute of real numbers.
 picture: tools

@@ -463,6 +463,17 @@ impl Envoy {
         self.process.id()
     }
 
+    /// CPU time that the process has used so far, in seconds; from `schedstat`, in nanoseconds, of
+    /// its threads.
+    pub fn cpu_seconds(&self) -> f64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process runs");
+        let nanos = threads.flatten().filter_map(|thread| {
+            let stat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            stat.split(' ').next()?.parse::<f64>().ok()
+        });
+        nanos.sum::<f64>() / 1e9
+    }
+
     /// A page of the admin interface.
     pub fn admin(&self, path: &str) -> String {
         get(self.admin, path).unwrap_or_else(|| panic!("Envoy's {path} cannot be had"))

@@ -51,6 +51,10 @@ pub enum Behaviour {
     Raw,
     /// Sends every byte back, frame or not, and ends TCP after the query's `after` milliseconds.
     Mirror,
+    /// Sends messages of the query's `size`, together `bytes`, as fast as it can; closes as `Waits`.
+    Flood,
+    /// Takes in what the client sends, without looking at it.
+    Sink,
     /// Sends every message back. Closes as `Waits`.
     Echo,
 }
@@ -85,6 +89,8 @@ impl Behaviour {
             Self::Ignores => "ignores",
             Self::Raw => "raw",
             Self::Mirror => "mirror",
+            Self::Flood => "flood",
+            Self::Sink => "sink",
             Self::Echo => "echo",
         }
     }
@@ -92,7 +98,15 @@ impl Behaviour {
     fn parse(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
-            .chain([Self::TalksOn, Self::Ignores, Self::Raw, Self::Mirror, Self::Echo])
+            .chain([
+                Self::TalksOn,
+                Self::Ignores,
+                Self::Raw,
+                Self::Mirror,
+                Self::Flood,
+                Self::Sink,
+                Self::Echo,
+            ])
             .find(|b| b.name() == name)
     }
 }
@@ -161,6 +175,9 @@ struct Request {
     code: u16,
     /// What the `raw` behaviour sends.
     raw: Vec<u8>,
+    /// Length of the `flood` behaviour's messages, and of all of them.
+    size: usize,
+    bytes: usize,
     /// How long the server lets the WebSocket live before it closes it.
     after: Duration,
 }
@@ -174,6 +191,8 @@ fn parse(head: &str) -> Option<Request> {
         behaviour: Behaviour::parse(path.strip_prefix('/')?)?,
         by_server: value("by") == Some("server"),
         code: value("code").and_then(|c| c.parse().ok()).unwrap_or(1000),
+        size: value("size").and_then(|n| n.parse().ok()).unwrap_or(1),
+        bytes: value("bytes").and_then(|n| n.parse().ok()).unwrap_or(0),
         raw: value("hex").map(from_hex).unwrap_or_default(),
         after: Duration::from_millis(value("after").and_then(|c| c.parse().ok()).unwrap_or(0)),
     })
@@ -192,39 +211,57 @@ pub fn raw_path(bytes: &[u8]) -> String {
 
 async fn serve(mut stream: TcpStream, seen: &Seen) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let (head, rest) = wire::read_head(&mut stream).await?;
-    let header = |wanted: &str| {
-        head.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned())
-        })
-    };
-    let key = header("sec-websocket-key");
-    // The first that was asked for will do.
-    let subprotocol = header("sec-websocket-protocol")
-        .and_then(|asked| Some(format!("sec-websocket-protocol: {}\r\n", asked.split(',').next()?)))
-        .unwrap_or_default();
-    let (Some(key), Some(request)) = (key, parse(&head)) else {
-        return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nplain").await;
-    };
+    loop {
+        let (head, rest) = wire::read_head(&mut stream).await?;
+        let header = |wanted: &str| {
+            head.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned())
+            })
+        };
+        let (Some(key), Some(request)) = (header("sec-websocket-key"), parse(&head)) else {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nplain").await?;
+            continue;
+        };
+        // The first that was asked for will do.
+        let subprotocol = header("sec-websocket-protocol")
+            .and_then(|asked| {
+                Some(format!("sec-websocket-protocol: {}\r\n", asked.split(',').next()?))
+            })
+            .unwrap_or_default();
+        return upgrade(stream, seen, &key, &subprotocol, &request, &rest).await;
+    }
+}
+
+async fn upgrade(
+    mut stream: TcpStream,
+    seen: &Seen,
+    key: &str,
+    subprotocol: &str,
+    request: &Request,
+    rest: &[u8],
+) -> io::Result<()> {
     let accept = derive_accept_key(key.as_bytes());
     let reply = format!(
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
          sec-websocket-accept: {accept}\r\n{subprotocol}\r\n"
     );
     stream.write_all(reply.as_bytes()).await?;
+    if request.behaviour == Behaviour::Sink {
+        return io::copy(&mut stream, &mut io::sink()).await.map(drop);
+    }
     if request.behaviour == Behaviour::Mirror {
         let (mut read, mut write) = stream.split();
-        write.write_all(&rest).await?;
+        write.write_all(rest).await?;
         let mirror = io::copy(&mut read, &mut write);
         return tokio::time::timeout(request.after, mirror).await.map_or(Ok(()), |r| r.map(drop));
     }
-    let mut peer = Peer { stream, frames: Frames::new(&rest), seen };
+    let mut peer = Peer { stream, frames: Frames::new(rest), seen };
     tokio::time::sleep(request.after).await;
     if request.by_server {
-        peer.close(&request).await
+        peer.close(request).await
     } else {
-        peer.be_closed(&request).await
+        peer.be_closed(request).await
     }
 }
 
@@ -249,7 +286,12 @@ impl Peer<'_> {
                 self.stay_open().await?;
             }
             Behaviour::Slams => self.stream.write_all(&close).await?,
-            Behaviour::Ignores | Behaviour::Mirror => self.stay_open().await?,
+            Behaviour::Ignores | Behaviour::Mirror | Behaviour::Sink => self.stay_open().await?,
+            Behaviour::Flood => {
+                self.flood(request).await?;
+                self.stream.write_all(&close).await?;
+                self.until_close().await?;
+            }
             Behaviour::Raw => {
                 self.stream.write_all(&request.raw).await?;
                 self.until_close().await?;
@@ -300,7 +342,9 @@ impl Peer<'_> {
             }
             Behaviour::Hasty | Behaviour::Slams | Behaviour::Vanishes => Ok(()),
             Behaviour::Resets => self.stream.set_zero_linger(),
-            Behaviour::Ignores | Behaviour::Mirror => self.stay_open().await,
+            Behaviour::Ignores | Behaviour::Mirror | Behaviour::Flood | Behaviour::Sink => {
+                self.stay_open().await
+            }
             Behaviour::NeverCloses => {
                 self.stream.write_all(&answer).await?;
                 self.stay_open().await
@@ -348,6 +392,17 @@ impl Peer<'_> {
         Ok(())
     }
 
+    async fn flood(&mut self, request: &Request) -> io::Result<()> {
+        let batch = messages(request.size, false);
+        let mut left = request.bytes;
+        while left > 0 {
+            let len = left.min(batch.len());
+            self.stream.write_all(&batch[..len]).await?;
+            left -= len;
+        }
+        Ok(())
+    }
+
     /// Binary messages whose bytes say where they stand. What the client sends meanwhile is read.
     async fn much_data(&mut self) -> io::Result<()> {
         let (mut read, mut write) = self.stream.split();
@@ -370,6 +425,12 @@ impl Peer<'_> {
         self.frames = kept;
         Ok(())
     }
+}
+
+/// Messages of one size, a megabyte or so of them.
+pub fn messages(size: usize, masked: bool) -> Vec<u8> {
+    let message = wire::message(&vec![b'm'; size], masked);
+    message.repeat((1 << 20).max(message.len()) / message.len())
 }
 
 /// The bytes of the `large` behaviour from `start` on.
