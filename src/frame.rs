@@ -419,9 +419,7 @@ impl Scanner {
                     let parsing = if kept == 0 {
                         decode_header(read)?
                     } else {
-                        for (to, from) in bytes.iter_mut().skip(kept).zip(read) {
-                            *to = *from;
-                        }
+                        store(bytes, kept, read);
                         decode_header(bytes.get(..kept + read.len()).unwrap_or_default())?
                     };
                     match parsing {
@@ -431,9 +429,7 @@ impl Scanner {
                             self.state = after(header);
                         }
                         Parsing::NeedMore(_) => {
-                            for (to, from) in bytes.iter_mut().skip(kept).zip(read) {
-                                *to = *from;
-                            }
+                            store(bytes, kept, read);
                             // At most 13 of 14: with 14 bytes a header is always whole.
                             *len += read.len() as u8;
                             return Ok(());
@@ -442,6 +438,13 @@ impl Scanner {
                 }
             }
         }
+    }
+}
+
+/// Writes `from` into `to` from `at` on, as far as it fits.
+fn store(to: &mut [u8], at: usize, from: &[u8]) {
+    for (to, from) in to.iter_mut().skip(at).zip(from) {
+        *to = *from;
     }
 }
 

@@ -275,11 +275,7 @@ async fn clients_that_vanish() {
     for reset in [false, true] {
         for path in ["/echo?by=client".to_owned(), path(Behaviour::Waits, true, 4321)] {
             let mut tcp = TcpStream::connect(envoy.address()).await.expect("a connection");
-            let request = format!(
-                "GET {path} HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
-                 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            );
-            tcp.write_all(request.as_bytes()).await.expect("open");
+            tcp.write_all(wire::opening_handshake(&path).as_bytes()).await.expect("open");
             wire::read_head(&mut tcp).await.expect("a response");
             tokio::time::sleep(Duration::from_millis(50)).await;
             assert_eq!(server.open(), 1);
@@ -337,10 +333,7 @@ async fn bytes_before_the_101() {
     let server = Server::start().await;
     let envoy = Setup::new(Mode::Filter).start(server.address).await;
     let mut tcp = TcpStream::connect(envoy.address()).await.expect("a connection");
-    let mut said = b"GET /mirror?after=300 HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\n\
-        connection: upgrade\r\nsec-websocket-version: 13\r\n\
-        sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        .to_vec();
+    let mut said = wire::opening_handshake("/mirror?after=300").into_bytes();
     let message = wire::message(b"hasty", true);
     said.extend(&message);
     tcp.write_all(&said).await.expect("open");

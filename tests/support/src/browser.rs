@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -157,24 +157,22 @@ fn unpacked(package: &str, libraries: &str) -> Executable {
     let folder = fetch::folder(&format!("browser-{}", package.replace(['@', '/'], "-")));
     let executable = folder.join("chrome");
     once(&folder, &executable, package, || {
-        run(Command::new(on_path("node").expect("no node: install Node.js 20 or later"))
-            .arg("-e")
-            .arg(
-                "const [,source, target] = process.argv; const fs = require('fs');
-                 const bytes = require('zlib').brotliDecompressSync(fs.readFileSync(source));
-                 fs.writeFileSync(target, bytes, { mode: 0o755 });",
-            )
-            .arg(source.join("chromium.br"))
-            .arg(folder.join("unpacking")));
-        run(Command::new("sh")
-            .current_dir(&folder)
-            .arg("-c")
-            .arg("node -e 'process.stdout.write(require(\"zlib\").brotliDecompressSync(require(\"fs\").readFileSync(process.argv[1])))' \"$0\" | tar xf -")
-            .arg(source.join(libraries)));
+        decompress(&source.join(libraries), &folder.join("libraries.tar"));
+        run(Command::new("tar").current_dir(&folder).args(["xf", "libraries.tar"]));
+        decompress(&source.join("chromium.br"), &folder.join("unpacking"));
         fs::rename(folder.join("unpacking"), &executable).expect("the lab's folder is writable");
     });
     // Only where the system's own are missing: they are newer.
     let missing = run(Command::new("ldd").arg(&executable)).contains("not found");
     let libraries = missing.then(|| folder.join("lib"));
     (executable, libraries)
+}
+
+/// Decompresses a brotli file into an executable one; Node has brotli.
+fn decompress(from: &Path, to: &Path) {
+    const SCRIPT: &str = "const [, from, to] = process.argv; const fs = require('fs');
+        const bytes = require('zlib').brotliDecompressSync(fs.readFileSync(from));
+        fs.writeFileSync(to, bytes, { mode: 0o755 });";
+    let node = on_path("node").expect("no node: install Node.js 20 or later");
+    run(Command::new(node).args(["-e", SCRIPT]).args([from, to]));
 }

@@ -75,8 +75,6 @@ pub struct Plan {
     /// How far away the client is: its answer takes this long. On loopback it takes microseconds,
     /// and races with what a server does next.
     pub distance: Duration,
-    /// Send a binary message of this many bytes at this interval until closing begins.
-    pub sending: Option<(usize, Duration)>,
     /// Read at most this many bytes, then pause this long.
     pub slowly: Option<(usize, Duration)>,
     /// When to give up.
@@ -89,7 +87,6 @@ impl Default for Plan {
             close: None,
             answer: true,
             distance: Duration::ZERO,
-            sending: None,
             slowly: None,
             patience: Duration::from_secs(10),
         }
@@ -107,8 +104,6 @@ impl Plan {
 pub struct Client {
     pub stream: Box<dyn Stream>,
     pub frames: Frames,
-    /// The response to the opening handshake.
-    pub head: String,
 }
 
 impl Client {
@@ -125,17 +120,12 @@ impl Client {
         } else {
             Box::new(tcp)
         };
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\n\
-             connection: Upgrade\r\nsec-websocket-version: 13\r\n\
-             sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).await?;
+        stream.write_all(wire::opening_handshake(path).as_bytes()).await?;
         let (head, rest) = wire::read_head(&mut stream).await?;
         if !head.starts_with("HTTP/1.1 101 ") {
             return Err(io::Error::other(format!("no upgrade: {head}")));
         }
-        Ok(Self { stream, frames: Frames::new(&rest), head })
+        Ok(Self { stream, frames: Frames::new(&rest) })
     }
 
     /// Follows the plan until TCP ends or patience does.
@@ -152,7 +142,6 @@ impl Client {
             intact: true,
         };
         let mut last = start;
-        let mut next_message = start;
         let mut buffer = vec![0; 256 * 1024];
         loop {
             last = self.take_frames(plan, &mut ending).await.unwrap_or(last);
@@ -165,13 +154,6 @@ impl Client {
                     continue;
                 }
                 wake = wake.min((start + *after).into());
-            }
-            if let (Some((len, every)), false) = (plan.sending, closing) {
-                if Instant::now() >= next_message {
-                    self.send(&wire::message(&vec![b'c'; len], true)).await;
-                    next_message += every;
-                }
-                wake = wake.min(next_message.into());
             }
             let room = plan.slowly.map_or(buffer.len(), |(len, _)| len.min(buffer.len()));
             let Some(room) = buffer.get_mut(..room) else { break };

@@ -518,11 +518,6 @@ impl Envoy {
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect()
     }
-
-    /// Whether the process still runs.
-    pub fn is_alive(&mut self) -> bool {
-        matches!(self.process.try_wait(), Ok(None))
-    }
 }
 
 fn get(admin: SocketAddr, path: &str) -> Option<String> {

@@ -117,6 +117,15 @@ impl Frames {
     }
 }
 
+/// The request that opens a WebSocket (RFC 6455 §4.1), with the RFC's own key.
+pub fn opening_handshake(path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\n\
+         connection: Upgrade\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
+
 /// Reads the head of an HTTP message: its text, and the bytes that came behind it.
 pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
