@@ -5,7 +5,8 @@ use proxy_wasm::types::BufferType;
 
 use crate::frame::Chunk;
 
-/// A chunk that the host holds. It hands out copies, so as little as possible is asked for.
+/// A chunk that the host holds. It hands out copies, and a call for them costs as much as copying
+/// some 20 KiB: docs/performance.md.
 pub struct HostChunk {
     buffer: BufferType,
     len: usize,
@@ -14,14 +15,21 @@ pub struct HostChunk {
 }
 
 impl HostChunk {
-    /// A call to the host costs as much as copying this many bytes: what is nearer than that to the
-    /// last read is fetched with more of its neighbourhood.
-    const NEAR: usize = 512;
-    const NEIGHBOURHOOD: usize = 4096;
+    /// Where the next header stands nearer than this behind the last one, the frames are small, and
+    /// their payloads are copied with them.
+    const NEAR: usize = 16 * 1024;
+    /// How much is copied then. More would save calls, but leave the processor's cache.
+    const WINDOW: usize = 64 * 1024;
+    /// What is left of a chunk is copied whole where it is no more than this.
+    const SMALL: usize = 4096;
 
     /// `len` bytes of `buffer`.
     pub fn new(buffer: BufferType, len: usize) -> Self {
         Self { buffer, len, window: Vec::new(), window_at: 0 }
+    }
+
+    fn has_small_frames(&self, offset: usize) -> bool {
+        !self.window.is_empty() && offset < self.window_at + self.window.len() + Self::NEAR
     }
 }
 
@@ -37,12 +45,15 @@ impl Chunk for HostChunk {
         let end = self.window_at + self.window.len();
         if offset < self.window_at || offset + len > end {
             let left = self.len.checked_sub(offset)?;
-            let small_frames = !self.window.is_empty() && offset < self.window_at + Self::NEAR;
-            let wanted = if small_frames || left <= Self::NEAR { Self::NEIGHBOURHOOD } else { len };
+            let wanted = if left <= Self::SMALL || self.has_small_frames(offset) {
+                Self::WINDOW
+            } else {
+                len
+            };
             self.window =
                 hostcalls::get_buffer(self.buffer, offset, wanted.max(len).min(left)).ok()??;
             self.window_at = offset;
         }
-        self.window.get(offset - self.window_at..)?.get(..len)
+        self.window.get(offset - self.window_at..).filter(|window| window.len() >= len)
     }
 }

@@ -115,6 +115,7 @@ pub enum Parsing {
 ///
 /// # Errors
 /// A [`Fault`] as soon as the bytes at hand show it.
+#[inline]
 pub fn decode_header(bytes: &[u8]) -> Result<Parsing, Fault> {
     let &[first, second, ref rest @ ..] = bytes else {
         return Ok(Parsing::NeedMore(MIN_HEADER_LEN));
@@ -292,8 +293,9 @@ pub trait Chunk {
         self.len() == 0
     }
 
-    /// `len` bytes at `offset`; the scanner asks only for bytes inside the chunk. `None` where they
-    /// cannot be had.
+    /// At least `len` bytes at `offset`, and what follows them where it is at hand: one read may then
+    /// serve many frames. The scanner asks only for bytes inside the chunk. `None` where they cannot
+    /// be had.
     fn read(&mut self, offset: usize, len: usize) -> Option<&[u8]>;
 }
 
@@ -303,7 +305,7 @@ impl Chunk for &[u8] {
     }
 
     fn read(&mut self, offset: usize, len: usize) -> Option<&[u8]> {
-        self.get(offset..)?.get(..len)
+        self.get(offset..).filter(|rest| rest.len() >= len)
     }
 }
 
@@ -399,7 +401,7 @@ impl Scanner {
                 }
                 State::ClosePayload { left, mask, close } => {
                     let take = (*left).min(available);
-                    close.extend(chunk.read(offset, take).ok_or(Fault::Unreadable)?);
+                    close.extend(read(chunk, offset, take)?.get(..take).unwrap_or_default());
                     *left -= take;
                     if *left > 0 {
                         return Ok(());
@@ -411,32 +413,65 @@ impl Scanner {
                     self.state = State::End;
                 }
                 State::Header { .. } if available == 0 => return Ok(()),
+                State::Header { bytes, len: len @ 0 } => {
+                    let at_hand = read(chunk, offset, available.min(MAX_HEADER_LEN))?;
+                    let (passed, open) = pass_frames(at_hand, on_event)?;
+                    offset += passed;
+                    let rest = at_hand.get(passed..).unwrap_or_default();
+                    if let Some(header) = open {
+                        self.state = after(header);
+                    } else if rest.len() == available - passed {
+                        // The chunk ends inside a header, of which at most 13 bytes are there.
+                        store(bytes, 0, rest);
+                        *len = rest.len() as u8;
+                        return Ok(());
+                    }
+                }
                 State::Header { bytes, len } => {
                     let kept = usize::from(*len);
-                    let read = chunk
-                        .read(offset, available.min(MAX_HEADER_LEN - kept))
-                        .ok_or(Fault::Unreadable)?;
-                    let parsing = if kept == 0 {
-                        decode_header(read)?
-                    } else {
-                        store(bytes, kept, read);
-                        decode_header(bytes.get(..kept + read.len()).unwrap_or_default())?
-                    };
-                    match parsing {
+                    let more = available.min(MAX_HEADER_LEN - kept);
+                    store(bytes, kept, read(chunk, offset, more)?.get(..more).unwrap_or_default());
+                    match decode_header(bytes.get(..kept + more).unwrap_or_default())? {
                         Parsing::Done(header, header_len) => {
                             on_event(Event::Frame(header));
                             offset += header_len.saturating_sub(kept);
                             self.state = after(header);
                         }
                         Parsing::NeedMore(_) => {
-                            store(bytes, kept, read);
                             // At most 13 of 14: with 14 bytes a header is always whole.
-                            *len += read.len() as u8;
+                            *len += more as u8;
                             return Ok(());
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+fn read(chunk: &mut impl Chunk, offset: usize, len: usize) -> Result<&[u8], Fault> {
+    chunk.read(offset, len).ok_or(Fault::Unreadable)
+}
+
+/// Passes over the frames that begin in `bytes`, of which the first begins with them. Returns how
+/// many bytes are behind it, and the header of the last frame where its payload is not: it may be
+/// longer than `bytes`, or is that of a Close frame, which is wanted.
+#[inline]
+fn pass_frames(
+    bytes: &[u8],
+    on_event: &mut impl FnMut(Event),
+) -> Result<(usize, Option<Header>), Fault> {
+    let mut rest = bytes;
+    loop {
+        let passed = bytes.len() - rest.len();
+        let Parsing::Done(header, header_len) = decode_header(rest)? else {
+            return Ok((passed, None));
+        };
+        on_event(Event::Frame(header));
+        let payload = rest.get(header_len..).unwrap_or_default();
+        match usize::try_from(header.payload_len).ok().and_then(|len| payload.get(len..)) {
+            Some(next) if header.opcode != Opcode::Close => rest = next,
+            _ => return Ok((passed + header_len, Some(header))),
         }
     }
 }

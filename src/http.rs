@@ -40,9 +40,11 @@ impl HttpHalf {
     pub fn tick(&self) {
         self.shared.tick();
     }
+}
 
-    /// The root context ends.
-    pub fn shut_down(&self) {
+/// The root context ends.
+impl Drop for HttpHalf {
+    fn drop(&mut self) {
         self.shared.shut_down();
     }
 }
@@ -56,18 +58,22 @@ struct Stream {
     websocket: Option<Rc<RefCell<WebSocket>>>,
 }
 
-impl Context for Stream {
-    fn on_done(&mut self) -> bool {
+/// Envoy deletes a context right after `proxy_on_done`: one call is enough, as no stream asks for
+/// time to end.
+impl Drop for Stream {
+    fn drop(&mut self) {
         if let Some(websocket) = self.websocket.take() {
             websocket.borrow_mut().end();
         }
-        true
     }
 }
 
+impl Context for Stream {}
+
 impl HttpContext for Stream {
-    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
-        if is_websocket_upgrade() {
+    fn on_http_response_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+        // A 101 never ends its stream, and a header costs more than the call that brings us here.
+        if !end_of_stream && is_websocket_upgrade() {
             if self.shared.follow_alone() {
                 self.websocket = Some(WebSocket::open(self.id, &self.shared, self.early_bytes));
             } else {

@@ -52,20 +52,16 @@ impl Root {
     }
 }
 
-impl Context for Root {
-    fn on_done(&mut self) -> bool {
-        if let Half::Http(half) = &self.half {
-            half.shut_down();
-        }
-        true
-    }
-}
+impl Context for Root {}
 
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
         let json = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size);
         match self.configure(&json.ok().flatten().unwrap_or_default()) {
             Ok(half) => {
+                if matches!(half, Half::Network(_)) {
+                    self.place.has_connections.set(true);
+                }
                 self.half = half;
                 true
             }
@@ -118,8 +114,11 @@ impl RootContext for Root {
 /// not say; the configuration does, but two attachments are soon mixed up.
 #[derive(Default)]
 struct Place {
-    /// An HTTP request has been seen, so that nobody needs to ask again.
-    is_http: Cell<bool>,
+    /// A connection has been seen, or will be. Envoy may give two attachments with the same
+    /// configuration one root context, also where only one of them is a network filter.
+    has_connections: Cell<bool>,
+    /// An HTTP request has been seen, and no connection: nobody needs to ask again.
+    only_http: Cell<bool>,
     complained: Cell<bool>,
 }
 
@@ -128,14 +127,15 @@ impl Place {
     /// none yet. A request that is refused before its headers has none either: it is only logged
     /// and deleted, for which either kind will do.
     fn kind(&self) -> ContextType {
-        let protocol = || hostcalls::get_property(vec!["request", "protocol"]).ok().flatten();
-        if !self.is_http.get() {
-            self.is_http.set(protocol().is_some());
+        if self.only_http.get() {
+            return ContextType::HttpContext;
         }
-        if self.is_http.get() {
-            ContextType::HttpContext
-        } else {
-            ContextType::StreamContext
+        match hostcalls::get_property(vec!["request", "protocol"]) {
+            Ok(Some(_)) => {
+                self.only_http.set(!self.has_connections.get());
+                ContextType::HttpContext
+            }
+            _ => ContextType::StreamContext,
         }
     }
 
@@ -162,6 +162,7 @@ struct Misplaced(Rc<Place>);
 impl Context for Misplaced {}
 impl StreamContext for Misplaced {
     fn on_new_connection(&mut self) -> Action {
+        self.0.has_connections.set(true);
         self.0.complain("http", "a network");
         Action::Continue
     }

@@ -128,35 +128,37 @@ async fn bad_configurations() {
     }
 }
 
-/// Two attachments are soon mixed up: each half in the other's place does nothing, says so once,
-/// and lets everything pass.
+/// Two attachments are soon mixed up: a half in the other's place does nothing, says so once, and
+/// lets everything pass; also where it stands in both places, which Envoy gives one root context.
 #[tokio::test(flavor = "multi_thread")]
 async fn in_each_others_place() {
+    const HTTP_MISPLACED: &str = "\"attach\": \"http\", but attached as a network filter";
+    const NETWORK_MISPLACED: &str = "\"attach\": \"network\", but attached as an HTTP filter";
     let server = Server::start().await;
-    let setup = Setup {
-        http_half: Some(json!({"attach": "network"})),
-        network_half: Some(json!({"attach": "http"})),
-        workers: 1,
-        ..Setup::new(Mode::Filter)
-    };
-    let envoy = setup.start(server.address).await;
-    // A request that is refused before its headers are known comes first.
-    let mut bad = TcpStream::connect(envoy.address()).await.expect("a connection");
-    bad.write_all(b"nonsense\r\n\r\n").await.expect("open");
-    let (head, _) = wire::read_head(&mut bad).await.expect("a response");
-    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
-    for _ in 0..3 {
-        let ending = close(&envoy, Behaviour::Waits, true).await;
-        assert!(ending.is_clean() && ending.ms() > 800.0, "{ending:?}");
+    for (http_place, network_place, complaints) in
+        [("network", "http", [1, 1]), ("http", "http", [1, 0]), ("network", "network", [0, 1])]
+    {
+        let setup = Setup {
+            http_half: Some(json!({ "attach": http_place })),
+            network_half: Some(json!({ "attach": network_place })),
+            workers: 1,
+            ..Setup::new(Mode::Filter)
+        };
+        let envoy = setup.start(server.address).await;
+        // A request that is refused before its headers are known comes first.
+        let mut bad = TcpStream::connect(envoy.address()).await.expect("a connection");
+        bad.write_all(b"nonsense\r\n\r\n").await.expect("open");
+        let (head, _) = wire::read_head(&mut bad).await.expect("a response");
+        assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+        for _ in 0..3 {
+            let ending = close(&envoy, Behaviour::Waits, true).await;
+            assert!(ending.is_clean() && ending.ms() > 800.0, "{ending:?}");
+        }
+        let log = envoy.log();
+        let seen = [HTTP_MISPLACED, NETWORK_MISPLACED].map(|line| log.matches(line).count());
+        assert_eq!(seen, complaints, "{log}");
+        assert!(!log.contains("panicked"), "{log}");
     }
-    let log = envoy.log();
-    for complaint in [
-        "\"attach\": \"http\", but attached as a network filter",
-        "\"attach\": \"network\", but attached as an HTTP filter",
-    ] {
-        assert_eq!(log.matches(complaint).count(), 1, "{log}");
-    }
-    assert!(!log.contains("panicked"), "{log}");
 }
 
 /// A plugin for the mesh and another for the workload: each half stands there twice. One does the
