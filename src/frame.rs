@@ -71,6 +71,16 @@ pub struct Header {
     pub payload_len: u64,
 }
 
+impl Header {
+    /// Keeps track of whether a message is open behind this frame (RFC 6455 §5.4). A control frame
+    /// may stand in the middle of one.
+    fn begin(&self, in_message: &mut bool) {
+        if !self.opcode.is_control() {
+            *in_message = !self.fin;
+        }
+    }
+}
+
 /// Why the bytes cannot be followed as frames any more (RFC 6455 §5.2 and §5.5). Judging them is
 /// the endpoints' business; the scanner only says that it has lost the frame boundaries, or would
 /// have to guess them.
@@ -254,6 +264,16 @@ impl Close {
         frame
     }
 
+    /// The frame as a client sends it, masked with `mask` (RFC 6455 §5.3): at most 131 bytes.
+    pub fn to_client_frame(&self, mask: [u8; 4]) -> Vec<u8> {
+        let mut masked = *self;
+        masked.unmask(mask);
+        let mut frame = vec![FIN | 0x8, MASK | self.len];
+        frame.extend(mask);
+        frame.extend(masked.payload());
+        frame
+    }
+
     /// Appends as much of `bytes` as fits; the header has promised that all of it does.
     fn extend(&mut self, bytes: &[u8]) {
         for (to, from) in self.payload.iter_mut().skip(usize::from(self.len)).zip(bytes) {
@@ -262,6 +282,7 @@ impl Close {
         }
     }
 
+    /// Unmasks the payload, or masks it, which is the same (RFC 6455 §5.3).
     fn unmask(&mut self, mask: [u8; 4]) {
         for (byte, key) in self.payload.iter_mut().zip(mask.iter().cycle()) {
             *byte ^= key;
@@ -333,11 +354,25 @@ enum State {
 
 const BOUNDARY: State = State::Header { bytes: [0; MAX_HEADER_LEN], len: 0 };
 
+/// Where in the last chunk a frame of somebody else's could stand: the last places, as offsets from
+/// the chunk's beginning, 0 to its length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Boundaries {
+    /// Between two frames.
+    pub frame: Option<usize>,
+    /// Between two messages: between two frames, and no message is open of which a fragment has
+    /// passed (RFC 6455 §5.4).
+    pub message: Option<usize>,
+}
+
 /// Follows the frames of one direction through chunks of any size. Bounded state, a few hundred
 /// bytes.
 #[derive(Debug)]
 pub struct Scanner {
     state: State,
+    /// Fragments of a message have passed, or begun, and its last one has not.
+    in_message: bool,
+    boundaries: Boundaries,
 }
 
 impl Default for Scanner {
@@ -349,7 +384,12 @@ impl Default for Scanner {
 impl Scanner {
     /// A scanner that stands before the first frame.
     pub fn new() -> Self {
-        Self { state: BOUNDARY }
+        Self { state: BOUNDARY, in_message: false, boundaries: Boundaries::default() }
+    }
+
+    /// The boundaries of the chunk that was scanned last.
+    pub fn boundaries(&self) -> Boundaries {
+        self.boundaries
     }
 
     /// Whether a frame may begin here: no frame has begun and is not yet complete, no Close frame
@@ -385,6 +425,7 @@ impl Scanner {
         on_event: &mut impl FnMut(Event),
     ) -> Result<(), Fault> {
         let mut offset = 0;
+        self.boundaries = Boundaries::default();
         loop {
             let available = chunk.len().saturating_sub(offset);
             match &mut self.state {
@@ -412,13 +453,18 @@ impl Scanner {
                     on_event(Event::Close(*close));
                     self.state = State::End;
                 }
-                State::Header { .. } if available == 0 => return Ok(()),
                 State::Header { bytes, len: len @ 0 } => {
                     let at_hand = read(chunk, offset, available.min(MAX_HEADER_LEN))?;
-                    let (passed, open) = pass_frames(at_hand, on_event)?;
+                    let Passed { len: passed, message, open } =
+                        pass_frames(at_hand, &mut self.in_message, on_event)?;
+                    self.boundaries.frame = Some(offset + passed);
+                    if let Some(message) = message {
+                        self.boundaries.message = Some(offset + message);
+                    }
                     offset += passed;
                     let rest = at_hand.get(passed..).unwrap_or_default();
-                    if let Some(header) = open {
+                    if let Some((header, header_len)) = open {
+                        offset += header_len;
                         self.state = after(header);
                     } else if rest.len() == available - passed {
                         // The chunk ends inside a header, of which at most 13 bytes are there.
@@ -434,6 +480,7 @@ impl Scanner {
                     match decode_header(bytes.get(..kept + more).unwrap_or_default())? {
                         Parsing::Done(header, header_len) => {
                             on_event(Event::Frame(header));
+                            header.begin(&mut self.in_message);
                             offset += header_len.saturating_sub(kept);
                             self.state = after(header);
                         }
@@ -453,25 +500,40 @@ fn read(chunk: &mut impl Chunk, offset: usize, len: usize) -> Result<&[u8], Faul
     chunk.read(offset, len).ok_or(Fault::Unreadable)
 }
 
-/// Passes over the frames that begin in `bytes`, of which the first begins with them. Returns how
-/// many bytes are behind it, and the header of the last frame where its payload is not: it may be
-/// longer than `bytes`, or is that of a Close frame, which is wanted.
+/// What [`pass_frames`] has passed.
+struct Passed {
+    /// The length of the frames.
+    len: usize,
+    /// The last place between two messages.
+    message: Option<usize>,
+    /// The header behind them, and its length, where its payload is not at hand; or is that of a
+    /// Close frame, which is wanted.
+    open: Option<(Header, usize)>,
+}
+
+/// Passes over the frames in `bytes`, of which the first begins there.
 #[inline]
 fn pass_frames(
     bytes: &[u8],
+    in_message: &mut bool,
     on_event: &mut impl FnMut(Event),
-) -> Result<(usize, Option<Header>), Fault> {
+) -> Result<Passed, Fault> {
     let mut rest = bytes;
+    let mut message = None;
     loop {
-        let passed = bytes.len() - rest.len();
+        let len = bytes.len() - rest.len();
+        if !*in_message {
+            message = Some(len);
+        }
         let Parsing::Done(header, header_len) = decode_header(rest)? else {
-            return Ok((passed, None));
+            return Ok(Passed { len, message, open: None });
         };
         on_event(Event::Frame(header));
+        header.begin(in_message);
         let payload = rest.get(header_len..).unwrap_or_default();
         match usize::try_from(header.payload_len).ok().and_then(|len| payload.get(len..)) {
             Some(next) if header.opcode != Opcode::Close => rest = next,
-            _ => return Ok((passed + header_len, Some(header))),
+            _ => return Ok(Passed { len, message, open: Some((header, header_len)) }),
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use log::{info, warn};
+use log::info;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
 use crate::config::HttpConfig;
-use crate::courier;
 use crate::shared::Shared;
 use crate::websocket::{response_header, WebSocket};
+use crate::{courier, roster};
 
 /// The HTTP half of one worker thread.
 pub struct HttpHalf {
@@ -20,10 +20,38 @@ pub struct HttpHalf {
 impl HttpHalf {
     pub fn new(root: u32, config: Box<HttpConfig>) -> Self {
         info!("ws-clean-close: HTTP half configured: {config}");
-        if config.max_age.is_some() || config.drain.is_some() {
-            warn!("ws-clean-close: `maxAge` and `drain` are checked, but have no effect yet");
+        let half = Self { shared: Rc::new(Shared::new(root, *config)) };
+        half.take_over();
+        half
+    }
+
+    /// The WebSockets that were opened under an earlier configuration of the same plugin live by it to
+    /// their end, but for `drain`: that is for all.
+    fn take_over(&self) {
+        let mut open = roster::open();
+        open.retain(|websocket| websocket.borrow().belongs_to(&self.shared.plugin));
+        match &self.shared.config.drain {
+            Some(drain) if self.shared.config.enforce => {
+                let begin = self.shared.next_fraction();
+                for (i, websocket) in open.iter().enumerate() {
+                    // Evenly, and not in the same moments as on the other threads.
+                    let time = drain.within.mul_f64((i as f64 + begin) / open.len() as f64);
+                    websocket.borrow_mut().drain_in(time, drain.close, &self.shared);
+                }
+                info!("ws-clean-close: draining {} WebSockets on this thread", open.len());
+            }
+            _ => open.iter().for_each(|websocket| websocket.borrow_mut().stop_draining()),
         }
-        Self { shared: Rc::new(Shared::new(root, *config)) }
+    }
+
+    /// This configuration is in use no more. Envoy does not say so where an earlier one, which still
+    /// has its root context, takes its place: what it has begun is called off here too.
+    fn hand_over(&self) {
+        for websocket in roster::open() {
+            if websocket.borrow().is_drained_by(&self.shared) {
+                websocket.borrow_mut().stop_draining();
+            }
+        }
     }
 
     /// The context of an HTTP stream.
@@ -45,6 +73,7 @@ impl HttpHalf {
 /// The root context ends.
 impl Drop for HttpHalf {
     fn drop(&mut self) {
+        self.hand_over();
         self.shared.shut_down();
     }
 }

@@ -6,7 +6,7 @@
 //! HTTP connection manager, can close the connection: flush, FIN, no delay. Through the return
 //! address on the connection the first asks the second to close it.
 //!
-//! [`frame`], [`handshake`], [`config`] and [`deadlines`] are pure and know no proxy; the rest is a
+//! [`frame`], [`handshake`], [`letting_go`], [`config`] and [`deadlines`] are pure and know no proxy; the rest is a
 //! thin shell around them and exists only in the module.
 
 #![warn(missing_docs)]
@@ -25,6 +25,7 @@ pub mod config;
 pub mod deadlines;
 pub mod frame;
 pub mod handshake;
+pub mod letting_go;
 pub mod metrics;
 
 #[cfg(target_family = "wasm")]
@@ -37,6 +38,8 @@ mod http;
 mod network;
 #[cfg(target_family = "wasm")]
 mod root;
+#[cfg(target_family = "wasm")]
+mod roster;
 #[cfg(target_family = "wasm")]
 mod shared;
 #[cfg(target_family = "wasm")]

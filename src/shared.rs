@@ -1,7 +1,9 @@
 //! What the streams of an HTTP half share on one worker thread: configuration, metrics, timer.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Weak;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use log::warn;
@@ -10,6 +12,7 @@ use proxy_wasm::hostcalls;
 use crate::config::HttpConfig;
 use crate::courier::Address;
 use crate::deadlines::{Deadlines, Ticket};
+use crate::letting_go::Spread;
 use crate::metrics::{Counter, Metrics};
 
 /// Resolution of Envoy's plugin timer.
@@ -22,6 +25,9 @@ pub struct Shared {
     pub root: u32,
     pub config: HttpConfig,
     pub metrics: Metrics,
+    /// The plugin's name in Envoy's configuration.
+    pub plugin: String,
+    spread: RefCell<Spread>,
     due: RefCell<Deadlines<Due>>,
     /// When the timer fires next.
     tick: Cell<Option<Instant>>,
@@ -36,7 +42,7 @@ struct Warned {
 }
 
 /// What happens when a time is over.
-pub enum Due {
+enum Due {
     /// The connection of a client that was still sending is closed.
     Close(Address),
     /// A stream is told.
@@ -52,6 +58,29 @@ pub enum Alarm {
     Handshake,
     /// `tcpCloseTimeout`.
     TcpClose,
+    /// `maxAge`.
+    MaxAge,
+    /// `drain`.
+    Drain,
+}
+
+/// A stream's waiting, which ends when this is dropped.
+pub struct Wait {
+    shared: Rc<Shared>,
+    ticket: Ticket,
+}
+
+impl Wait {
+    /// Whether it is one of this configuration's.
+    pub fn is_of(&self, shared: &Rc<Shared>) -> bool {
+        Rc::ptr_eq(&self.shared, shared)
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.shared.due.borrow_mut().remove(self.ticket);
+    }
 }
 
 /// A stream that waits.
@@ -67,6 +96,8 @@ impl Shared {
             root,
             config,
             metrics: Metrics::define(),
+            plugin: plugin_name(),
+            spread: RefCell::new(Spread::new(random())),
             due: RefCell::default(),
             tick: Cell::new(None),
             warned: Warned::default(),
@@ -102,11 +133,6 @@ impl Shared {
         }
     }
 
-    /// Takes a waiting back.
-    pub fn cancel(&self, ticket: Ticket) {
-        self.due.borrow_mut().remove(ticket);
-    }
-
     fn pop_due(&self, now: Instant) -> Option<Due> {
         self.due.borrow_mut().pop_due(now)
     }
@@ -115,8 +141,28 @@ impl Shared {
         self.due.borrow_mut().pop()
     }
 
-    /// Has something done in `time`.
-    pub fn wait(&self, time: Duration, due: Due) -> Ticket {
+    /// Wakes `sleeper` in `time`.
+    pub fn wake_in(
+        self: &Rc<Self>,
+        time: Duration,
+        alarm: Alarm,
+        sleeper: Weak<dyn Sleeper>,
+    ) -> Wait {
+        let ticket = self.insert(time, Due::Wake(alarm, sleeper));
+        Wait { shared: Rc::clone(self), ticket }
+    }
+
+    /// Has the connection closed in `time`.
+    pub fn close_in(&self, time: Duration, address: Address) {
+        self.insert(time, Due::Close(address));
+    }
+
+    /// The next of the fractions, 0 to 1, by which this thread spreads what would come at once.
+    pub fn next_fraction(&self) -> f64 {
+        self.spread.borrow_mut().next().unwrap_or_default()
+    }
+
+    fn insert(&self, time: Duration, due: Due) -> Ticket {
         let ticket = self.due.borrow_mut().insert(Instant::now() + time, due);
         self.arm();
         ticket
@@ -165,4 +211,14 @@ impl Shared {
             );
         }
     }
+}
+
+fn plugin_name() -> String {
+    let name = hostcalls::get_property(vec!["plugin_name"]).ok().flatten();
+    String::from_utf8_lossy(&name.unwrap_or_default()).into_owned()
+}
+
+/// Some number, which nobody can foretell.
+pub fn random() -> u32 {
+    RandomState::new().build_hasher().finish() as u32
 }

@@ -10,11 +10,11 @@ use proxy_wasm::types::{Action, BufferType, LogLevel, MapType};
 
 use crate::chunk::HostChunk;
 use crate::courier::{self, Address};
-use crate::deadlines::Ticket;
-use crate::frame::{Close, Event as FrameEvent, Scanner, Status};
-use crate::handshake::{Decision, Event, Handshake, Outcome, Side, State};
+use crate::frame::{Chunk, Close, Event as FrameEvent, Scanner, Status};
+use crate::handshake::{Decision, Event, Handshake, Initiator, Outcome, Side, State};
 use crate::metrics::Counter;
-use crate::shared::{Alarm, Due, Shared, Sleeper, TICK};
+use crate::shared::{random, Alarm, Shared, Sleeper, Wait, TICK};
+use crate::{letting_go, roster};
 
 /// A client that sent bytes within this time counts as still sending.
 const STILL_SENDING: Duration = Duration::from_millis(50);
@@ -55,7 +55,17 @@ pub struct WebSocket {
     last_client_bytes: Option<Instant>,
     hold: Hold,
     first_close: Option<Instant>,
-    wait: Option<Ticket>,
+    limit: Option<Wait>,
+    age: Option<Wait>,
+    drain: Option<(Wait, Close)>,
+    leave: Option<Leave>,
+}
+
+/// The WebSocket is to be let go at the next opportunity.
+struct Leave {
+    close: Close,
+    counter: Counter,
+    since: Instant,
 }
 
 impl Sleeper for RefCell<WebSocket> {
@@ -69,7 +79,7 @@ enum Hold {
     /// It has not come.
     NotYet,
     /// A chunk of this length is held back, at most until then.
-    Holding { len: usize, until: Ticket },
+    Holding { len: usize, _until: Wait },
     /// It has been released.
     Released,
 }
@@ -105,9 +115,14 @@ impl WebSocket {
                 last_client_bytes: None,
                 hold: Hold::NotYet,
                 first_close: None,
-                wait: None,
+                limit: None,
+                age: None,
+                drain: None,
+                leave: None,
             })
         });
+        roster::enter(id, &websocket);
+        websocket.borrow_mut().plan_to_leave();
         if early_bytes {
             websocket.borrow_mut().lost("the client sent bytes before the 101");
         }
@@ -115,16 +130,56 @@ impl WebSocket {
         websocket
     }
 
-    /// The next `len` bytes of the client are in hand.
-    pub fn client_bytes(&mut self, len: usize) {
-        if len == 0 || self.handshake.has_closed(Side::Client) {
+    /// Has it let go after `maxAge`, and where the proxy is draining.
+    fn plan_to_leave(&mut self) {
+        let shared = Rc::clone(&self.shared);
+        if !shared.config.enforce {
             return;
         }
-        self.last_client_bytes = Some(Instant::now());
-        self.scan(Side::Client, len);
-        if self.handshake.has_closed(Side::Client) {
-            self.release();
+        if let Some(max_age) = &shared.config.max_age {
+            let time = max_age.after.mul_f64(1.0 + max_age.jitter * shared.next_fraction());
+            self.age = Some(shared.wake_in(time, Alarm::MaxAge, self.sleeper()));
         }
+        if let Some(drain) = &shared.config.drain {
+            self.drain_in(drain.within, drain.close, &shared);
+        }
+    }
+
+    /// Whether it was opened under a configuration of this plugin.
+    pub fn belongs_to(&self, plugin: &str) -> bool {
+        self.shared.plugin == plugin
+    }
+
+    /// Lets it go with `close` in `time`; `shared` is of the configuration that says so.
+    pub fn drain_in(&mut self, time: Duration, close: Close, shared: &Rc<Shared>) {
+        self.stop_draining();
+        self.drain = Some((shared.wake_in(time, Alarm::Drain, self.sleeper()), close));
+    }
+
+    /// Whether it is this configuration that lets it go.
+    pub fn is_drained_by(&self, shared: &Rc<Shared>) -> bool {
+        self.drain.as_ref().is_some_and(|(wait, _)| wait.is_of(shared))
+    }
+
+    /// Lets it live on.
+    pub fn stop_draining(&mut self) {
+        self.drain = None;
+        self.leave.take_if(|leave| leave.counter == Counter::SentDrain);
+    }
+
+    /// The next `len` bytes of the client are in hand.
+    pub fn client_bytes(&mut self, len: usize) {
+        if len == 0 {
+            return;
+        }
+        if !self.handshake.has_closed(Side::Client) {
+            self.last_client_bytes = Some(Instant::now());
+            self.scan(Side::Client, len);
+            if self.handshake.has_closed(Side::Client) {
+                self.release();
+            }
+        }
+        self.let_go(Side::Client, len);
     }
 
     /// The next bytes of the server are in hand: `len` with those that were held back.
@@ -133,9 +188,10 @@ impl WebSocket {
         // What is held back is shown again, in front of what is new.
         let was_holding = self.hold.is_holding();
         let new = len.saturating_sub(self.take_held());
-        let was_open = self.handshake.state() == State::Open;
+        let was_open = matches!(self.handshake.state(), State::Open | State::Asked);
         if new > 0 && !was_holding {
             self.scan(Side::Server, new);
+            self.let_go(Side::Server, len);
         }
         // An HTTP/1.1 upstream that closes TCP shows as an empty chunk, before Envoy resets the
         // stream: `CodecClient::onEvent` in source/common/http/codec_client.cc dispatches an empty
@@ -153,8 +209,8 @@ impl WebSocket {
             return if was_holding && !end_of_stream { Action::Pause } else { Action::Continue };
         }
         if was_open && self.may_hold(len) {
-            let until = self.shared.wait(HOLD, self.alarm(Alarm::HoldIsOver));
-            self.hold = Hold::Holding { len, until };
+            let _until = self.shared.wake_in(HOLD, Alarm::HoldIsOver, self.sleeper());
+            self.hold = Hold::Holding { len, _until };
             return Action::Pause;
         }
         if matches!(self.hold, Hold::Released) && new > 0 {
@@ -177,10 +233,9 @@ impl WebSocket {
 
     /// Ends the holding, without releasing anything; tells how many bytes are held.
     fn take_held(&mut self) -> usize {
-        let Hold::Holding { len, until } = self.hold else {
+        let Hold::Holding { len, .. } = self.hold else {
             return 0;
         };
-        self.shared.cancel(until);
         self.hold = Hold::Released;
         len
     }
@@ -200,16 +255,49 @@ impl WebSocket {
         }
     }
 
+    /// The chunk of `len` bytes in hand comes from `side`: lets the WebSocket go with a Close frame at
+    /// its end, where it is time and the chunk has a place for it; or drops it, where there has been
+    /// one.
+    fn let_go(&mut self, side: Side, len: usize) {
+        if self.handshake.muted() == Some(side) {
+            replace_end(side, 0, len, &[]);
+            return;
+        }
+        let (Some(leave), State::Open) = (&self.leave, self.handshake.state()) else {
+            return;
+        };
+        let boundaries = match side {
+            Side::Server => self.from_server.boundaries(),
+            Side::Client => self.from_client.boundaries(),
+        };
+        let Some(cut) = letting_go::cut(side, boundaries, leave.since.elapsed()) else {
+            return;
+        };
+        let close = leave.close;
+        let (to, frame) = match side {
+            Side::Server => (Side::Client, close.to_server_frame()),
+            Side::Client => (Side::Server, close.to_client_frame(random().to_le_bytes())),
+        };
+        if replace_end(side, cut, len, &frame) {
+            self.shared.metrics.count(leave.counter);
+            self.leave = None;
+            self.first_close = Some(Instant::now());
+            let decision = self.handshake.on_own_close(to, close);
+            self.log_fields();
+            self.carry_out(decision, false);
+        }
+    }
+
     fn scan(&mut self, side: Side, len: usize) {
         if matches!(self.handshake.state(), State::Untracked | State::Ended) {
             return;
         }
-        let (scanner, buffer) = match side {
-            Side::Server => (&mut self.from_server, BufferType::HttpResponseBody),
-            Side::Client => (&mut self.from_client, BufferType::HttpRequestBody),
+        let scanner = match side {
+            Side::Server => &mut self.from_server,
+            Side::Client => &mut self.from_client,
         };
         let mut close = None;
-        let result = scanner.scan(&mut HostChunk::new(buffer, len), |event| {
+        let result = scanner.scan(&mut HostChunk::new(buffer_of(side), len), |event| {
             if let FrameEvent::Close(frame) = event {
                 close = Some(frame);
             }
@@ -239,10 +327,12 @@ impl WebSocket {
     fn wake(&mut self, alarm: Alarm) {
         let counter = match alarm {
             Alarm::HoldIsOver => return self.as_effective_context(Self::release),
+            Alarm::MaxAge => return self.leave_for_age(),
+            Alarm::Drain => return self.leave_for_drain(),
             Alarm::Handshake => Counter::TimeoutHandshake,
             Alarm::TcpClose => Counter::TimeoutTcp,
         };
-        self.wait = None;
+        self.limit = None;
         self.shared.metrics.count(counter);
         let decision = self.handshake.on(Event::Timeout);
         // A stream among others on an HTTP/2 or HTTP/3 connection is tracked and counted only.
@@ -250,6 +340,24 @@ impl WebSocket {
             self.as_effective_context(|this| {
                 this.release();
                 this.carry_out(decision, false);
+            });
+        }
+    }
+
+    fn leave_for_age(&mut self) {
+        if let Some(max_age) = &self.shared.config.max_age {
+            // In the place of a drain too, which may be called off.
+            let since = self.leave.as_ref().map_or_else(Instant::now, |leave| leave.since);
+            self.leave = Some(Leave { close: max_age.close, counter: Counter::SentMaxAge, since });
+        }
+    }
+
+    fn leave_for_drain(&mut self) {
+        if let Some((_, close)) = self.drain {
+            self.leave.get_or_insert(Leave {
+                close,
+                counter: Counter::SentDrain,
+                since: Instant::now(),
             });
         }
     }
@@ -268,33 +376,26 @@ impl WebSocket {
             }
             Decision::Finish | Decision::Drop => {}
             Decision::Answer => {
-                if config.answer_client_close {
+                let is_own = self.handshake.initiator() == Some(Initiator::Filter);
+                if config.answer_client_close || is_own {
                     self.send(self.handshake.owed_answer(), Counter::SentAnswer);
                 }
             }
             Decision::Abandon => {
                 let close = config.abnormal_close;
                 if self.send(close, Counter::SentAbnormal) {
-                    log_close(close.as_ref(), "filter");
+                    log_close(close.as_ref(), Initiator::Filter.name());
                 }
             }
         }
     }
 
     fn await_within(&mut self, limit: Option<Duration>, alarm: Alarm) {
-        self.stop_waiting();
-        self.wait = limit.map(|limit| self.shared.wait(limit, self.alarm(alarm)));
+        self.limit = limit.map(|limit| self.shared.wake_in(limit, alarm, self.sleeper()));
     }
 
-    fn alarm(&self, alarm: Alarm) -> Due {
-        let this: Weak<dyn Sleeper> = Weak::<RefCell<Self>>::clone(&self.this);
-        Due::Wake(alarm, this)
-    }
-
-    fn stop_waiting(&mut self) {
-        if let Some(ticket) = self.wait.take() {
-            self.shared.cancel(ticket);
-        }
+    fn sleeper(&self) -> Weak<dyn Sleeper> {
+        Weak::<RefCell<Self>>::clone(&self.this)
     }
 
     /// Sends the client a Close frame in place of a server that is gone, in the last, empty chunk.
@@ -303,7 +404,7 @@ impl WebSocket {
             return false;
         };
         let frame = close.to_server_frame();
-        let sent = hostcalls::set_buffer(BufferType::HttpResponseBody, 0, 0, &frame).is_ok();
+        let sent = replace_end(Side::Server, 0, 0, &frame);
         if sent {
             self.shared.metrics.count(counter);
         }
@@ -313,7 +414,7 @@ impl WebSocket {
     /// The stream is over, whoever ended it. Where that was not the client, the HTTP connection
     /// manager has begun to close the connection and would wait `delayed_close_timeout` for it.
     pub fn end(&mut self) {
-        self.stop_waiting();
+        roster::leave(self.id);
         self.take_held();
         self.count_end();
         self.log_end();
@@ -323,7 +424,7 @@ impl WebSocket {
         let still_sending = !self.handshake.has_closed(Side::Client)
             && self.last_client_bytes.is_some_and(|last| last.elapsed() < STILL_SENDING);
         if still_sending {
-            self.shared.wait(GRACE, Due::Close(address));
+            self.shared.close_in(GRACE, address);
         } else {
             address.ask_to_close();
         }
@@ -338,9 +439,10 @@ impl WebSocket {
             Outcome::Abnormal => Counter::ClosedAbnormal,
         });
         match self.handshake.initiator() {
-            Some(Side::Server) => metrics.count(Counter::InitiatorServer),
-            Some(Side::Client) => metrics.count(Counter::InitiatorClient),
-            None => {}
+            Some(Initiator::Server) => metrics.count(Counter::InitiatorServer),
+            Some(Initiator::Client) => metrics.count(Counter::InitiatorClient),
+            // Counted where it was sent.
+            Some(Initiator::Filter) | None => {}
         }
         if let Some(close) = self.handshake.first_close() {
             metrics.count(Counter::of_status(close.status()));
@@ -366,11 +468,34 @@ impl WebSocket {
                 "ws-clean-close: stream {}: closed {}, begun by {}, {}",
                 self.id,
                 self.handshake.outcome().name(),
-                self.handshake.initiator().map_or("nobody", Side::name),
+                self.handshake.initiator().map_or("nobody", Initiator::name),
                 self.handshake.first_close().map_or(Status::None, Close::status),
             );
         }
     }
+}
+
+fn buffer_of(side: Side) -> BufferType {
+    match side {
+        Side::Server => BufferType::HttpResponseBody,
+        Side::Client => BufferType::HttpRequestBody,
+    }
+}
+
+/// Puts `new` into the place of what is behind `cut` in the chunk in hand, which comes from `side` and
+/// is `len` bytes long; tells whether it could.
+fn replace_end(side: Side, cut: usize, len: usize, new: &[u8]) -> bool {
+    let buffer = buffer_of(side);
+    if cut == len {
+        return hostcalls::set_buffer(buffer, len, 0, new).is_ok();
+    }
+    // Envoy replaces the beginning of a buffer, all of it, or nothing (`Buffer::copyFrom` in
+    // source/extensions/common/wasm/context.cc).
+    let mut chunk = HostChunk::new(buffer, len);
+    let Some(kept) = chunk.read(0, cut).and_then(|kept| kept.get(..cut)) else {
+        return false;
+    };
+    hostcalls::set_buffer(buffer, 0, len, &[kept, new].concat()).is_ok()
 }
 
 /// Sets a field of the access log, `%FILTER_STATE(wasm.websocket_close_…:PLAIN)%`.

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
 use ws_clean_close::frame::{
-    decode_header, Chunk, Close, CloseCode, Event, Fault, Header, Opcode, Parsing, Scanner, Status,
+    decode_header, Boundaries, Chunk, Close, CloseCode, Event, Fault, Header, Opcode, Parsing,
+    Scanner, Status,
 };
 
 /// A frame as tungstenite writes it.
@@ -164,6 +165,39 @@ proptest! {
         }
     }
 
+    /// The last places of each chunk where a frame could stand, told from the frames' lengths.
+    #[test]
+    fn boundaries(
+        frames in vec(frame(), 0..8),
+        lens in vec(prop_oneof![1..20_usize, 1..5000_usize, 1..80_000_usize], 1..8),
+    ) {
+        let bytes: Vec<u8> = frames.iter().flat_map(Sent::bytes).collect();
+        // Every boundary, and whether no message is open there.
+        let mut expected = vec![(0, true)];
+        for frame in &frames {
+            let (at, mut between) = *expected.last().unwrap();
+            if let OpCode::Data(_) = frame.opcode {
+                between = frame.fin;
+            }
+            expected.push((at + frame.bytes().len(), between));
+        }
+        let mut scanner = Scanner::new();
+        let (mut start, mut lens) = (0, lens.iter().cycle());
+        while start < bytes.len() {
+            let end = bytes.len().min(start + lens.next().unwrap());
+            scanner.scan(&mut &bytes[start..end], |_| {}).unwrap();
+            let last = |only_between: bool| {
+                let inside = expected.iter().filter(|(at, between)| {
+                    (start..=end).contains(at) && (*between || !only_between)
+                });
+                inside.map(|(at, _)| at - start).next_back()
+            };
+            let expected = Boundaries { frame: last(false), message: last(true) };
+            prop_assert_eq!(scanner.boundaries(), expected);
+            start = end;
+        }
+    }
+
     /// Any bytes at all: no panic, and no chunking changes what is found.
     #[test]
     fn chunking_changes_nothing(
@@ -216,12 +250,14 @@ proptest! {
             return Ok(());
         };
         prop_assert_eq!(close.status(), Status::Code(code, &reason));
-        let bytes = close.to_server_frame();
-        let mut cursor = Cursor::new(&bytes);
-        let (header, len) = FrameHeader::parse(&mut cursor).unwrap().unwrap();
-        prop_assert_eq!(header.opcode, OpCode::Control(Control::Close));
-        prop_assert!(header.is_final && header.mask.is_none());
-        prop_assert_eq!(len as usize, bytes.len() - cursor.position() as usize);
+        for mask in [None, Some([1, 2, 3, 250])] {
+            let bytes = mask.map_or_else(|| close.to_server_frame(), |m| close.to_client_frame(m));
+            let payload = close.payload().to_vec();
+            let sent = Sent {
+                opcode: OpCode::Control(Control::Close), fin: true, mask, rsv1: false, payload,
+            };
+            prop_assert_eq!(bytes, sent.bytes());
+        }
     }
 }
 

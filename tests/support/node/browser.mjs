@@ -13,18 +13,26 @@ const args = [
   '--allow-file-access-from-files', '--ignore-certificate-errors', `--user-data-dir=${profile}`,
   ...(old ? ['--single-process', '--no-zygote', '--headless'] : []),
 ];
-const browser = await puppeteer.launch({ executablePath, args, headless: true }).catch((error) => {
+let browser;
+let page;
+try {
+  browser = await puppeteer.launch({ executablePath, args, headless: true });
+  page = await browser.newPage();
+} catch (error) {
   console.log(JSON.stringify({ error: String(error) }));
+  browser?.process()?.kill('SIGKILL');
   process.exit(1);
-});
-const page = await browser.newPage();
+}
 console.log(JSON.stringify({ version: await browser.version() }));
+
+const patience = (ms) =>
+  new Promise((_, reject) => setTimeout(() => reject(new Error(`no answer in ${ms} ms`)), ms).unref());
 
 for await (const line of createInterface({ input: process.stdin })) {
   const job = JSON.parse(line);
   try {
     if (page.url() !== job.page) await page.goto(job.page);
-    const closes = await page.evaluate(async ({ url, count, atOnce, close, send }) => {
+    const closing = page.evaluate(async ({ url, count, atOnce, close, send }) => {
       const whenOpen = (socket) => {
         if (close === 'plain') setTimeout(() => socket.close(), 20);
         else if (close) setTimeout(() => socket.close(close), 20);
@@ -42,6 +50,7 @@ for await (const line of createInterface({ input: process.stdin })) {
       for (let i = 0; i < count; i += 1) closes.push(await watch(url, whenOpen));
       return closes;
     }, job);
+    const closes = await Promise.race([closing, patience(60_000)]);
     console.log(JSON.stringify({ closes }));
   } catch (error) {
     console.log(JSON.stringify({ error: String(error) }));

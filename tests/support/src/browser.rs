@@ -66,6 +66,11 @@ impl Browser {
     /// # Errors
     /// Where the browser does not start, why.
     pub fn try_start(kind: Kind) -> Result<Self, String> {
+        // Chrome 88 loses its first page now and then.
+        Self::start_once(kind).or_else(|_| Self::start_once(kind))
+    }
+
+    fn start_once(kind: Kind) -> Result<Self, String> {
         static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let profile = fetch::folder(&format!("run/browser-{}-{n}", std::process::id()));

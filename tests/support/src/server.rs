@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{self, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::{sleep_until, Instant};
 use tungstenite::handshake::derive_accept_key;
-use tungstenite::protocol::frame::coding::{Data, OpCode};
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::wire::{self, Frames};
 
@@ -57,6 +58,11 @@ pub enum Behaviour {
     Sink,
     /// Sends every message back. Closes as `Waits`.
     Echo,
+    /// Says its messages ([`talk`]) one `every` so many milliseconds, 0 for never, in so many
+    /// `fragments`, padded to `size` bytes, or as Ping frames with `ping=1`; keeps those of the client.
+    /// Answers the client's Close, but with `answer=no` ends TCP in its place; closes by itself after
+    /// `until` milliseconds where that is given.
+    Talks,
 }
 
 impl Behaviour {
@@ -92,6 +98,7 @@ impl Behaviour {
             Self::Flood => "flood",
             Self::Sink => "sink",
             Self::Echo => "echo",
+            Self::Talks => "talks",
         }
     }
 
@@ -106,6 +113,7 @@ impl Behaviour {
                 Self::Flood,
                 Self::Sink,
                 Self::Echo,
+                Self::Talks,
             ])
             .find(|b| b.name() == name)
     }
@@ -128,7 +136,8 @@ pub struct Server {
 #[derive(Default)]
 struct Seen {
     open: AtomicUsize,
-    closes: std::sync::Mutex<Vec<(u16, String)>>,
+    closes: Mutex<Vec<(u16, String)>>,
+    messages: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Server {
@@ -143,6 +152,11 @@ impl Server {
     /// Connections that are open now.
     pub fn open(&self) -> usize {
         self.seen.open.load(Relaxed)
+    }
+
+    /// What clients have said to the `talks` behaviour since the last call.
+    pub fn take_messages(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.seen.messages.lock().expect("no panic while locked"))
     }
 
     /// The clients' Close frames since the last call.
@@ -180,6 +194,12 @@ struct Request {
     bytes: usize,
     /// How long the server lets the WebSocket live before it closes it.
     after: Duration,
+    /// How the `talks` behaviour talks.
+    every: Duration,
+    fragments: usize,
+    ping: bool,
+    answers: bool,
+    until: Option<Duration>,
 }
 
 fn parse(head: &str) -> Option<Request> {
@@ -187,14 +207,21 @@ fn parse(head: &str) -> Option<Request> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let value =
         |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+    let number = |key: &str| value(key)?.parse::<usize>().ok();
+    let ms = |key: &str| Some(Duration::from_millis(number(key)? as u64));
     Some(Request {
         behaviour: Behaviour::parse(path.strip_prefix('/')?)?,
         by_server: value("by") == Some("server"),
         code: value("code").and_then(|c| c.parse().ok()).unwrap_or(1000),
-        size: value("size").and_then(|n| n.parse().ok()).unwrap_or(1),
-        bytes: value("bytes").and_then(|n| n.parse().ok()).unwrap_or(0),
+        size: number("size").unwrap_or(1),
+        bytes: number("bytes").unwrap_or(0),
         raw: value("hex").map(from_hex).unwrap_or_default(),
-        after: Duration::from_millis(value("after").and_then(|c| c.parse().ok()).unwrap_or(0)),
+        after: ms("after").unwrap_or_default(),
+        every: ms("every").unwrap_or_default(),
+        fragments: number("fragments").unwrap_or(1),
+        ping: value("ping").is_some(),
+        answers: value("answer") != Some("no"),
+        until: ms("until"),
     })
 }
 
@@ -326,6 +353,7 @@ impl Peer<'_> {
                 self.until_close().await?;
             }
             Behaviour::Vanishes => {}
+            Behaviour::Talks => self.talk(request).await?,
         }
         Ok(())
     }
@@ -342,9 +370,11 @@ impl Peer<'_> {
             }
             Behaviour::Hasty | Behaviour::Slams | Behaviour::Vanishes => Ok(()),
             Behaviour::Resets => self.stream.set_zero_linger(),
-            Behaviour::Ignores | Behaviour::Mirror | Behaviour::Flood | Behaviour::Sink => {
-                self.stay_open().await
-            }
+            Behaviour::Ignores
+            | Behaviour::Mirror
+            | Behaviour::Flood
+            | Behaviour::Sink
+            | Behaviour::Talks => self.stay_open().await,
             Behaviour::NeverCloses => {
                 self.stream.write_all(&answer).await?;
                 self.stay_open().await
@@ -403,6 +433,40 @@ impl Peer<'_> {
         Ok(())
     }
 
+    async fn talk(&mut self, request: &Request) -> io::Result<()> {
+        let Self { stream, frames, seen } = self;
+        let (mut read, mut write) = stream.split();
+        let mut said = 0;
+        let mut next = Instant::now() + request.every;
+        let end = request.until.map(|until| Instant::now() + until);
+        loop {
+            tokio::select! {
+                frame = frames.next(&mut read) => match frame? {
+                    None => return Ok(()),
+                    Some(frame) if frame.is_close() => {
+                        let (code, reason) = wire::read_close(&frame.payload);
+                        seen.closes.lock().expect("no panic while locked").push((code, reason));
+                        if request.answers {
+                            write.write_all(&wire::close(code, "", false)).await?;
+                        }
+                        return Ok(());
+                    }
+                    Some(frame) => {
+                        seen.messages.lock().expect("no panic while locked").push(frame.payload);
+                    }
+                },
+                () = sleep_until(next), if !request.every.is_zero() => {
+                    write.write_all(&talk(said, request)).await?;
+                    said += 1;
+                    next += request.every;
+                }
+                () = sleep_until(end.unwrap_or(next)), if end.is_some() => break,
+            }
+        }
+        write.write_all(&wire::close(request.code, "bye", false)).await?;
+        self.until_close().await.map(drop)
+    }
+
     /// Binary messages whose bytes say where they stand. What the client sends meanwhile is read.
     async fn much_data(&mut self) -> io::Result<()> {
         let (mut read, mut write) = self.stream.split();
@@ -431,6 +495,22 @@ impl Peer<'_> {
 pub fn messages(size: usize, masked: bool) -> Vec<u8> {
     let message = wire::message(&vec![b'm'; size], masked);
     message.repeat((1 << 20).max(message.len()) / message.len())
+}
+
+/// The `n`th frame of the `talks` behaviour. Its messages are numbers, written out, and padded.
+fn talk(n: usize, request: &Request) -> Vec<u8> {
+    let number = (n / request.fragments).to_string();
+    if request.ping {
+        return wire::frame(OpCode::Control(Control::Ping), true, number.as_bytes(), false);
+    }
+    let (fragment, last) = (n % request.fragments, request.fragments - 1);
+    let opcode = if fragment == 0 { Data::Text } else { Data::Continue };
+    // The number stands in the first fragment, the padding in the last.
+    let mut payload = if fragment == 0 { number.into_bytes() } else { Vec::new() };
+    if fragment == last {
+        payload.resize(request.size.max(payload.len()), b' ');
+    }
+    wire::frame(OpCode::Data(opcode), fragment == last, &payload, false)
 }
 
 /// The bytes of the `large` behaviour from `start` on.

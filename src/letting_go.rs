@@ -1,0 +1,88 @@
+//! Letting a WebSocket go with a Close frame of the filter's own: when, and where in the traffic.
+//!
+//! Pure: [`cut`] is the rule of where, [`Spread`] that of when.
+
+use std::time::Duration;
+
+use crate::frame::Boundaries;
+use crate::handshake::Side;
+
+/// How long a message that has begun may take to be finished; and how long the server, through whose
+/// traffic the client is told, may be silent before the server is asked through the client's.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where a chunk that comes from `side` ends, because a Close frame takes the place of what is behind;
+/// an offset in it, 0 to its length. `waited` is how long the WebSocket has been due. `None`: the
+/// chunk passes as it is.
+pub fn cut(side: Side, boundaries: Boundaries, waited: Duration) -> Option<usize> {
+    let waited = match side {
+        Side::Server => waited,
+        Side::Client => waited.checked_sub(PATIENCE)?,
+    };
+    // Between two fragments, where a control frame may stand too, if the last one does not come.
+    let anywhere = boundaries.frame.filter(|_| waited >= PATIENCE);
+    boundaries.message.or(anywhere)
+}
+
+/// Spreads what would come at once: fractions from 0 to 1 of which each is as far as can be from
+/// those before it, however many there are (the golden ratio's multiples).
+#[derive(Clone, Debug)]
+pub struct Spread(f64);
+
+impl Spread {
+    const GOLDEN_RATIO: f64 = 0.618_033_988_749_894_9;
+
+    /// Begins somewhere: threads of one process are spread among each other only if they begin at
+    /// different places.
+    pub fn new(seed: u32) -> Self {
+        Self(f64::from(seed) / (f64::from(u32::MAX) + 1.0))
+    }
+}
+
+impl Iterator for Spread {
+    type Item = f64;
+
+    /// The next fraction, at least 0 and less than 1.
+    fn next(&mut self) -> Option<f64> {
+        self.0 = (self.0 + Self::GOLDEN_RATIO).fract();
+        Some(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: Boundaries = Boundaries { frame: Some(20), message: Some(10) };
+    const INSIDE: Boundaries = Boundaries { frame: Some(20), message: None };
+    const NOWHERE: Boundaries = Boundaries { frame: None, message: None };
+
+    #[test]
+    fn where_to_cut() {
+        let cut = |side, boundaries, ms| cut(side, boundaries, Duration::from_millis(ms));
+        assert_eq!(cut(Side::Server, AT, 0), Some(10));
+        assert_eq!(cut(Side::Server, AT, 5000), Some(10));
+        assert_eq!(cut(Side::Server, INSIDE, 999), None);
+        assert_eq!(cut(Side::Server, INSIDE, 1000), Some(20));
+        assert_eq!(cut(Side::Client, AT, 999), None);
+        assert_eq!(cut(Side::Client, AT, 1000), Some(10));
+        assert_eq!(cut(Side::Client, INSIDE, 1999), None);
+        assert_eq!(cut(Side::Client, INSIDE, 2000), Some(20));
+        assert_eq!(cut(Side::Server, NOWHERE, 5000), None);
+    }
+
+    /// However many there are, every tenth of the whole has its share.
+    #[test]
+    fn fractions_are_spread() {
+        for seed in [0, 1, 12_345_678, u32::MAX] {
+            for n in [10, 100, 1000] {
+                let mut tenths = [0_usize; 10];
+                for fraction in Spread::new(seed).take(n) {
+                    tenths[(fraction * 10.0) as usize] += 1;
+                }
+                let share = n / 10;
+                assert!(tenths.iter().all(|&t| t.abs_diff(share) <= 1 + share / 10), "{tenths:?}");
+            }
+        }
+    }
+}
