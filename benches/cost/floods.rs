@@ -96,7 +96,7 @@ pub async fn run() -> Vec<Row> {
             unit: "ns per byte",
             scale: 1e9,
             first: if flood.singly { 4_000_000 } else { 40_000_000 },
-            rounds: 7,
+            rounds: 5,
         };
         let work = async |envoy: &Envoy, bytes| flood.run(envoy.address(), bytes).await;
         rows.extend(job.compare(&[("none", &without), ("filter", &with)], work).await);

@@ -167,7 +167,12 @@ impl Machine {
         Self {
             processor: processor.unwrap_or_default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            envoy: version.split('/').nth(1).unwrap_or(&version).to_owned(),
+            // …/envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL
+            envoy: version
+                .split_once("version: ")
+                .and_then(|(_, version)| version.split('/').nth(1))
+                .unwrap_or_default()
+                .to_owned(),
             commit: git(&["rev-parse", "--short", "HEAD"]) + changed,
             load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
             quick: is_quick(),

@@ -110,22 +110,19 @@ fn paired(rows: &[Row]) -> String {
 }
 
 fn latencies(found: &[Latency]) -> String {
-    let mut table = String::from(
-        "| load | p50 without | p50 with | ratio | p99 without | p99 with | ratio |\n\
-         | --- | --- | --- | --- | --- | --- | --- |\n",
-    );
+    let mut table =
+        String::from("| load | | without | with | ratio |\n| --- | --- | --- | --- | --- |\n");
     for pair in found.chunks_exact(2) {
         let [without, with] = pair else { continue };
-        table += &format!(
-            "| {} | {:.0} µs | {:.0} µs | {} | {:.0} µs | {:.0} µs | {} |\n",
-            with.what,
-            without.p50.median,
-            with.p50.median,
-            spread(&with.ratio50, 2),
-            without.p99.median,
-            with.p99.median,
-            spread(&with.ratio99, 2)
-        );
+        for (what, before, after, ratio) in [
+            ("p50", without.p50, with.p50, with.ratio50),
+            ("p99", without.p99, with.p99, with.ratio99),
+            ("CPU time for a round trip", without.cpu, with.cpu, with.ratio_cpu),
+        ] {
+            let (before, after, ratio) = (before.median, after.median, spread(&ratio, 2));
+            table +=
+                &format!("| {} | {what} | {before:.0} µs | {after:.0} µs | {ratio} |\n", with.what);
+        }
     }
     table
 }
@@ -182,6 +179,7 @@ fn memory(uses: &[Use]) -> String {
     let after = format!("after {}, over the mark after {batch}: allocated", batches * batch);
     table += &row(&after, &|used| format!("{:.3}", used.after_all(allocated)));
     table += &row("… resident", &|used| format!("{:.3}", used.after_all(resident)));
+    table += &row(&format!("clean closes of {}", batches * batch), &|used| used.clean.to_string());
     table
 }
 
@@ -208,9 +206,12 @@ fn size(size: &Size) -> String {
         size.code.iter().map(|(name, bytes)| (&name[..], *bytes)).collect();
     parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     let mut table = format!("| the module | {} |\n| --- | --- |\n", kib(size.module));
-    for (name, bytes) in parts {
-        table += &format!("| code of `{name}` | {} |\n", kib(bytes));
+    let (large, small): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(_, bytes)| *bytes >= 1024);
+    for (name, bytes) in large {
+        table += &format!("| code of {name} | {} |\n", kib(bytes));
     }
+    let small = small.iter().map(|(_, bytes)| bytes).sum();
+    table += &format!("| code of others, each less than 1 KiB | {} |\n", kib(small));
     table += &format!("| strings and tables | {} |\n", kib(size.data));
     table += &format!("| types, exports, indices | {} |\n", kib(size.rest));
     table += "\nThe largest functions:\n\n| function | bytes |\n| --- | --- |\n";

@@ -1,4 +1,4 @@
-//! The module's size, and what each crate adds to it.
+//! The module's size, and what each crate adds to it, std's modules apart.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -11,8 +11,8 @@ use wasmparser::{KnownCustom, Name, Parser, Payload};
 pub struct Size {
     /// Of the module as it is shipped, in bytes.
     pub module: usize,
-    /// Bytes of code by crate: of the functions that are left after inlining, in the crate that wrote
-    /// them. A generic function counts for its own crate, whoever uses it.
+    /// Bytes of code by who wrote it, of the functions that are left after inlining: by crate, and
+    /// for std by module. A generic function counts for its own crate, whoever uses it.
     pub code: BTreeMap<String, usize>,
     /// Strings and tables, which cannot be told apart.
     pub data: usize,
@@ -22,20 +22,25 @@ pub struct Size {
     pub largest: Vec<(String, usize)>,
 }
 
-/// The crate of a function: `<serde_json::Value as core::ops::Drop>::drop` is serde_json's, and
-/// `<str as core::fmt::Debug>::fmt` is of std, which wrote it.
-fn crate_of(function: &str) -> &str {
+/// Whose a function is: `<serde_json::Value as core::ops::Drop>::drop` is serde_json's, and
+/// `<str as core::fmt::Debug>::fmt` of std's `core::fmt`, which wrote it.
+fn owner(function: &str) -> String {
     // The first name with a path behind it: a type of the language itself has none.
     let words = function.split(|c: char| !(c.is_ascii_alphanumeric() || "_:".contains(c)));
-    let first = words.filter_map(|word| word.split_once("::")).map(|(first, _)| first);
-    match first.into_iter().find(|first| !first.is_empty()) {
-        None => "C library and allocator",
-        Some("core" | "alloc" | "std" | "compiler_builtins" | "__rustc" | "dlmalloc") => "std",
-        // foldhash is hashbrown's, zmij serde_json's.
-        Some("foldhash") => "hashbrown",
-        Some("zmij" | "itoa" | "memchr") => "serde_json",
-        Some("serde_core") => "serde",
-        Some(first) => first,
+    let mut paths = words.filter_map(|word| word.split_once("::"));
+    match paths.find(|(first, _)| !first.is_empty()) {
+        None => "C library and allocator".to_owned(),
+        Some((first @ ("core" | "alloc" | "std"), rest)) => {
+            format!("{first}::{}", rest.split("::").next().unwrap_or_default())
+        }
+        Some(("compiler_builtins" | "__rustc" | "dlmalloc", _)) => {
+            "C library and allocator".to_owned()
+        }
+        Some(("foldhash", _)) => "hashbrown".to_owned(),
+        // It writes serde_json's numbers.
+        Some(("zmij" | "itoa" | "memchr", _)) => "serde_json".to_owned(),
+        Some(("serde_core", _)) => "serde".to_owned(),
+        Some((first, _)) => first.to_owned(),
     }
 }
 
@@ -75,7 +80,7 @@ pub fn run() -> Size {
     for (i, len) in bodies.iter().enumerate() {
         let symbol = names.get(&(imported + i)).unwrap_or(&nameless);
         let function = format!("{:#}", rustc_demangle::demangle(symbol));
-        *size.code.entry(crate_of(&function).to_owned()).or_default() += len;
+        *size.code.entry(owner(&function)).or_default() += len;
         size.largest.push((function, *len));
     }
     size.largest.sort_by_key(|(_, len)| std::cmp::Reverse(*len));
