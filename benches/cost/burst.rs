@@ -1,4 +1,4 @@
-//! Many WebSockets that the server closes in the same moment, as when it is shut down.
+//! Many WebSockets that close in the same moment: their server is shut down, or all clients go.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use crate::measure::{amount, Spread};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Burst {
+    pub by_server: bool,
     pub mode: String,
     pub count: usize,
     /// Until the last client has its FIN, in seconds.
@@ -21,15 +22,17 @@ pub struct Burst {
     pub clean: usize,
 }
 
-async fn once(server: &Server, envoy: &Envoy, count: usize) -> (f64, f64, usize) {
-    let clients = open(envoy.address(), "/waits?by=server&told=1", count).await;
-    let mut closes = JoinSet::new();
-    for client in clients {
-        closes.spawn(close(client, None));
-    }
+async fn once(server: &Server, envoy: &Envoy, by_server: bool, count: usize) -> (f64, f64, usize) {
+    let path = if by_server { "/waits?by=server&told=1" } else { "/waits?by=client" };
+    let clients = open(envoy.address(), path, count).await;
     // Until each waits for it, at the server too.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let (start, cpu) = (Instant::now(), envoy.cpu_seconds());
+    let code = (!by_server).then_some(1000);
+    let mut closes = JoinSet::new();
+    for client in clients {
+        closes.spawn(close(client, code));
+    }
     server.close_all();
     let clean = closes.join_all().await.into_iter().filter(|clean| *clean).count();
     let seconds = start.elapsed().as_secs_f64();
@@ -40,22 +43,35 @@ async fn once(server: &Server, envoy: &Envoy, count: usize) -> (f64, f64, usize)
 pub async fn run() -> Vec<Burst> {
     let server = Server::start().await;
     let count = possible(amount(5_000, 200));
-    let rounds = amount(5, 1);
     let mut envoys = Vec::new();
     for mode in Mode::ALL {
         let setup = Setup { workers: 1, ..Setup::new(mode) };
         envoys.push((mode, setup.start(server.address).await));
     }
+    let mut found = Vec::new();
+    for by_server in [true, false] {
+        found.extend(bursts(&server, &envoys, by_server, count).await);
+    }
+    found
+}
+
+async fn bursts(
+    server: &Server,
+    envoys: &[(Mode, Envoy)],
+    by_server: bool,
+    count: usize,
+) -> Vec<Burst> {
     let mut seen = vec![Vec::new(); envoys.len()];
-    for round in 0..rounds {
+    for round in 0..amount(3, 1) {
         for turn in 0..envoys.len() {
             let which = (turn + round) % envoys.len();
-            seen[which].push(once(&server, &envoys[which].1, count).await);
+            seen[which].push(once(server, &envoys[which].1, by_server, count).await);
         }
     }
     let mut found = Vec::new();
     for ((mode, _), seen) in envoys.iter().zip(&seen) {
         let burst = Burst {
+            by_server,
             mode: mode.name().to_owned(),
             count,
             seconds: Spread::of(seen.iter().map(|(seconds, _, _)| *seconds)),
@@ -63,8 +79,12 @@ pub async fn run() -> Vec<Burst> {
             clean: seen.iter().map(|(_, _, clean)| *clean).min().unwrap_or(0),
         };
         println!(
-            "  {count} closed at once, {:8} last FIN after {:.2} s, CPU {:.2} s, {} clean",
-            burst.mode, burst.seconds.median, burst.cpu.median, burst.clean
+            "  {count} at once by the {}, {:8} last FIN after {:.2} s, CPU {:.2} s, {} clean",
+            if by_server { "server" } else { "clients" },
+            burst.mode,
+            burst.seconds.median,
+            burst.cpu.median,
+            burst.clean
         );
         found.push(burst);
     }

@@ -74,8 +74,12 @@ async fn batch(envoy: &Envoy, count: usize) -> (Memory, usize) {
     let clients = open(envoy.address(), "/waits?by=client", count).await;
     let while_open = Memory::of(envoy);
     let mut closes = JoinSet::new();
-    for client in clients {
-        closes.spawn(close(client, Some(1000)));
+    for (i, client) in clients.into_iter().enumerate() {
+        closes.spawn(async move {
+            // 2,500 a second: `burst` is what closes all at once.
+            tokio::time::sleep(Duration::from_micros(400) * i as u32).await;
+            close(client, Some(1000)).await
+        });
     }
     let clean = closes.join_all().await.into_iter().filter(|clean| *clean).count();
     settle(envoy).await;

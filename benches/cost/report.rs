@@ -186,11 +186,13 @@ fn memory(uses: &[Use]) -> String {
 fn bursts(found: &[Burst]) -> String {
     let count = found.first().map_or(0, |burst| burst.count);
     let mut table = format!(
-        "| {count} at once | seconds to the last FIN | CPU seconds | clean |\n| --- | --- | --- | --- |\n"
+        "| {count} at once, closed by | | seconds to the last FIN | CPU seconds | clean, in the worst round |\n\
+         | --- | --- | --- | --- | --- |\n"
     );
     for burst in found {
         table += &format!(
-            "| {} | {} | {} | {} |\n",
+            "| the {} | {} | {} | {} | {} |\n",
+            if burst.by_server { "server" } else { "clients" },
             burst.mode,
             spread(&burst.seconds, 2),
             spread(&burst.cpu, 2),
