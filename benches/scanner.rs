@@ -14,8 +14,8 @@ use ws_clean_close::frame::{Chunk, Scanner};
 
 const FRAMES: [(&str, usize); 4] =
     [("125 B", 125), ("1 KiB", 1 << 10), ("16 KiB", 1 << 14), ("1 MiB", 1 << 20)];
-const CHUNKS: [(&str, usize); 4] =
-    [("1 B", 1), ("1 KiB", 1 << 10), ("16 KiB", 1 << 14), ("64 KiB", 1 << 16)];
+const CHUNKS: [(&str, usize); 5] =
+    [("1 B", 1), ("1 KiB", 1 << 10), ("16 KiB", 1 << 14), ("64 KiB", 1 << 16), ("1 MiB", 1 << 20)];
 
 /// A chunk in memory. Unlike the host's, it costs nothing to read.
 struct Slice<'a>(&'a [u8]);

@@ -18,6 +18,7 @@ mod pingpong;
 mod plots;
 mod report;
 mod requests;
+mod scanner;
 mod size;
 
 const ITEMS: [&str; 8] =

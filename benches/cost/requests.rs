@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use lab::{wire, Envoy, Mode, Server, Setup};
+use lab::server::{path, Behaviour};
+use lab::{wire, Client, Envoy, Mode, Plan, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -43,6 +44,14 @@ pub async fn run() -> Vec<Row> {
     let both = one(Mode::Filter).start(server.address).await;
     let composite = Setup { composite: true, ..one(Mode::Filter) }.start(server.address).await;
     let network = Setup { http_half: None, ..one(Mode::Filter) }.start(server.address).await;
+    // A half that is not there costs nothing.
+    for envoy in [&both, &composite] {
+        let path = path(Behaviour::Waits, true, 4321);
+        let client = Client::open(envoy.address(), false, &path).await.expect("a WebSocket");
+        let ending = client.run(&Plan::default()).await;
+        assert!(ending.is_clean() && ending.ms() < 500.0, "not the filter's close: {ending}");
+        assert_eq!(envoy.metric("websocket.closed.clean"), 1);
+    }
     let setups = [
         ("none", &without),
         ("both halves", &both),
