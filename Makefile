@@ -3,7 +3,8 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm table bench picture clean
+.PHONY: help demo test lint wasm table picture clean
+.PHONY: bench bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
 
 help:
@@ -11,7 +12,9 @@ help:
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
 	@echo "make wasm    only the module: $(MODULE)"
 	@echo "make table   measure the README's table of scenarios and write it there"
-	@echo "make bench   what the filter costs: Envoy's CPU time with and without it"
+	@echo "make bench   what the filter costs: time, memory, size; ten minutes"
+	@echo "make bench-report   write what it found into docs/performance.md and docs/plots"
+	@echo "make bench-scanner  the frame scanner alone, compared with 'make bench-scanner-baseline'"
 	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
 	@echo "make clean   everything that was built or fetched"
 
@@ -44,9 +47,22 @@ lint: wasm
 table: tools
 	UPDATE_README=1 cargo test --test scenarios
 
-# What the filter costs, as ratios of Envoy's CPU time with and without it.
+# What the filter costs: docs/performance.md says how it is measured.
 bench: tools
 	cargo bench --bench cost
+
+bench-report: tools
+	cargo bench --quiet --bench cost -- report
+
+# Keeps the scanner's present figures, to compare with.
+bench-scanner-baseline: tools
+	cargo bench --bench scanner -- --save-baseline kept
+
+# Says of each figure whether it has become better or worse than what was kept.
+bench-scanner: tools
+	@test -n "$$(find target/criterion -type d -name kept 2>/dev/null | head -1)" || \
+		{ echo "make: nothing to compare with: run 'make bench-scanner-baseline' first"; exit 1; }
+	cargo bench --bench scanner -- --baseline kept
 
 # Draws docs/dashboard.svg from a minute of real numbers.
 picture: tools

@@ -121,7 +121,7 @@ impl WebSocket {
                 leave: None,
             })
         });
-        roster::enter(id, &websocket);
+        roster::enter(&websocket);
         websocket.borrow_mut().plan_to_leave();
         if early_bytes {
             websocket.borrow_mut().lost("the client sent bytes before the 101");
@@ -414,7 +414,6 @@ impl WebSocket {
     /// The stream is over, whoever ended it. Where that was not the client, the HTTP connection
     /// manager has begun to close the connection and would wait `delayed_close_timeout` for it.
     pub fn end(&mut self) {
-        roster::leave(self.id);
         self.take_held();
         self.count_end();
         self.log_end();

@@ -1,30 +1,11 @@
 //! The dashboard and the alerts, against what a real Envoy shows.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use lab::server::{path, Behaviour};
 use lab::{fetch, Client, Mode, Plan, Server, Setup};
 use serde_json::{json, Value};
-
-/// Debian's `promtool`: on the PATH, or unpacked from its package without installing it.
-fn promtool() -> Option<PathBuf> {
-    if let Some(path) = fetch::on_path("promtool") {
-        return Some(path);
-    }
-    let folder = fetch::folder("promtool");
-    let promtool = folder.join("usr/bin/promtool");
-    fetch::on_path("apt-get")?;
-    fetch::on_path("dpkg-deb")?;
-    let fetched = std::panic::catch_unwind(|| {
-        fetch::once(&folder, &promtool, "promtool (Debian's prometheus)", || {
-            let shell = "apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb";
-            fetch::run(Command::new("sh").arg("-c").arg(shell).current_dir(&folder));
-        });
-    });
-    fetched.is_ok().then_some(promtool)
-}
 
 /// Every expression of the dashboard, its variables filled in.
 fn dashboard() -> Vec<String> {
@@ -94,7 +75,7 @@ async fn names_exist() {
 /// Every expression is one that Prometheus takes.
 #[test]
 fn expressions_parse() {
-    let Some(promtool) = promtool() else {
+    let Some(promtool) = fetch::debian("prometheus", "usr/bin/promtool") else {
         println!("skipped: no promtool on the PATH, and no apt-get to fetch Debian's");
         return;
     };

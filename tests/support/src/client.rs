@@ -112,7 +112,14 @@ impl Client {
     /// # Errors
     /// Where the connection or the opening handshake fails.
     pub async fn open(address: SocketAddr, tls: bool, path: &str) -> io::Result<Self> {
-        let tcp = TcpStream::connect(address).await?;
+        Self::over(TcpStream::connect(address).await?, tls, path).await
+    }
+
+    /// Opens a WebSocket over a connection.
+    ///
+    /// # Errors
+    /// Where the opening handshake fails.
+    pub async fn over(tcp: TcpStream, tls: bool, path: &str) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
         let mut stream: Box<dyn Stream> = if tls {
             let name = ServerName::try_from("localhost").expect("a DNS name");

@@ -52,6 +52,10 @@ pub struct Setup {
     pub network_half: Option<Value>,
     /// Attaches each half this often.
     pub copies: usize,
+    /// The HTTP half stands inside Envoy's composite filter, which creates it for upgrades only.
+    pub composite: bool,
+    /// `tcp_proxy` in the place of the HTTP connection manager, and of the HTTP half in it.
+    pub tcp: bool,
     /// The halves come by ECDS, from files, and [`Envoy::update`] changes them.
     pub dynamic: bool,
     /// The `vm_id` of the network half, `ws` being that of the HTTP half.
@@ -77,6 +81,8 @@ impl Setup {
             http_half: filter.then(|| json!({"attach": "http"})),
             network_half: filter.then(|| json!({"attach": "network"})),
             copies: 1,
+            composite: false,
+            tcp: false,
             dynamic: false,
             network_vm: "ws",
             http2_between: false,
@@ -140,7 +146,7 @@ impl Setup {
             let half = self.attachment("network", config, folder);
             filters.extend(std::iter::repeat_n(half, self.copies));
         }
-        filters.push(self.connection_manager(hop, folder));
+        filters.push(if self.tcp { tcp_proxy(hop) } else { self.connection_manager(hop, folder) });
         let mut chain = json!({ "filters": filters });
         if self.tls {
             let (certificate, key) = tls::certificate();
@@ -170,6 +176,7 @@ impl Setup {
         let mut http_filters = Vec::new();
         if let Some(config) = &self.http_half {
             let half = self.attachment("http", config, folder);
+            let half = if self.composite { for_upgrades_only(&half) } else { half };
             http_filters.extend(std::iter::repeat_n(half, self.copies));
         }
         http_filters.push(json!({
@@ -308,6 +315,53 @@ impl Setup {
     }
 }
 
+fn tcp_proxy(hop: usize) -> Value {
+    json!({
+        "name": "envoy.filters.network.tcp_proxy",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": format!("hop{hop}"),
+            "cluster": format!("hop{hop}"),
+        },
+    })
+}
+
+/// The filter inside `envoy.filters.http.composite`: a plain request never meets it.
+fn for_upgrades_only(filter: &Value) -> Value {
+    let predicate = json!({ "single_predicate": {
+        "input": {
+            "name": "upgrade",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+                "header_name": "upgrade",
+            },
+        },
+        "value_match": { "exact": "websocket", "ignore_case": true },
+    }});
+    let action = json!({
+        "name": "execute",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.composite.v3.ExecuteFilterAction",
+            "typed_config": filter,
+        },
+    });
+    json!({
+        "name": "ws_clean_close_composite",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+            "extension_config": {
+                "name": "envoy.filters.http.composite",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.composite.v3.Composite",
+                },
+            },
+            "xds_matcher": { "matcher_list": { "matchers": [
+                { "predicate": predicate, "on_match": { "action": action } },
+            ]}},
+        },
+    })
+}
+
 /// The one that operators are shown.
 fn access_log_format() -> Value {
     let text = fs::read_to_string(fetch::root().join("examples/access-log.json"));
@@ -318,7 +372,7 @@ fn wasm_type(layer: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.filters.{layer}.wasm.v3.Wasm")
 }
 
-fn local(port: u16) -> SocketAddr {
+pub(crate) fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
@@ -328,7 +382,7 @@ fn socket_address(address: SocketAddr) -> Value {
 
 /// Holds a port for an Envoy that binds it with SO_REUSEPORT, as listeners do by default: nobody
 /// else is given the port, and this socket, which never listens, is given no connection.
-fn hold_port() -> (Socket, u16) {
+pub(crate) fn hold_port() -> (Socket, u16) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_port(true).expect("SO_REUSEPORT");
     socket.bind(&local(0).into()).expect("a free port");
@@ -338,7 +392,7 @@ fn hold_port() -> (Socket, u16) {
 
 /// Starts a process from a thread that lives as long as this one does. Envoy asks to be ended with
 /// the *thread* that started it (PR_SET_PDEATHSIG), and tokio's blocking threads end when idle.
-fn spawn(command: Command) -> io::Result<Child> {
+pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     type Job = (Command, mpsc::Sender<io::Result<Child>>);
     static STARTER: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
@@ -461,6 +515,21 @@ impl Envoy {
     /// The process, for measurements.
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// What the process holds in memory, in bytes (VmRSS).
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the process runs");
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmRSS in kB") * 1024
+    }
+
+    /// What Envoy itself has allocated, in bytes. The memory of the VMs is not in it.
+    pub fn allocated_bytes(&self) -> u64 {
+        let page: Value = serde_json::from_str(&self.admin("/memory")).expect("JSON");
+        page["allocated"].as_str().and_then(|n| n.parse().ok()).expect("a number of bytes")
     }
 
     /// CPU time that the process has used so far, in seconds; from `schedstat`, in nanoseconds, of

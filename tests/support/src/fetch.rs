@@ -93,15 +93,43 @@ fn pypi_envoy() -> PathBuf {
     envoy
 }
 
+/// A program of a Debian package: on the PATH, or unpacked from the package without installing it;
+/// `None` where neither is to be had.
+pub fn debian(package: &str, program: &str) -> Option<PathBuf> {
+    let name = Path::new(program).file_name()?.to_str()?;
+    let installed = Path::new("/").join(program);
+    if let Some(path) = on_path(name).or_else(|| installed.is_file().then_some(installed)) {
+        return Some(path);
+    }
+    on_path("apt-get")?;
+    on_path("dpkg-deb")?;
+    let folder = folder(&format!("debian-{package}"));
+    let wanted = folder.join(program);
+    let script = format!(
+        "apt-get download -qq {package} && dpkg-deb -x {package}_*.deb . && rm {package}_*.deb"
+    );
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(script).current_dir(&folder);
+    // Where it fails, the program is not there.
+    let fetch = || drop(shell.output());
+    try_once(&folder, &wanted, &format!("{name} (Debian's {package})"), fetch).then_some(wanted)
+}
+
 /// Runs `fetch` where `wanted` is not there yet; one process at a time.
 pub fn once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) {
+    let there = try_once(folder, wanted, what, fetch);
+    assert!(there, "{what} was fetched, but {} is not there", wanted.display());
+}
+
+/// The same; tells whether `wanted` is there.
+fn try_once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) -> bool {
     let lock = File::create(folder.join(".lock")).expect("the lab's folder is writable");
     lock.lock().expect("a file can be locked");
     if !wanted.exists() {
         eprintln!("lab: fetching {what}");
         fetch();
-        assert!(wanted.exists(), "{what} was fetched, but {} is not there", wanted.display());
     }
+    wanted.exists()
 }
 
 /// The first executable of this name on the PATH.

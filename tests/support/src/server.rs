@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use tokio::io::{self, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep_until, Instant};
+use tokio::time::sleep_until;
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
@@ -54,7 +55,7 @@ pub enum Behaviour {
     Mirror,
     /// Sends messages of the query's `size`, together `bytes`, as fast as it can; closes as `Waits`.
     Flood,
-    /// Takes in what the client sends, without looking at it.
+    /// Takes in what the client sends, without looking at it; says so after the query's `bytes`.
     Sink,
     /// Sends every message back. Closes as `Waits`.
     Echo,
@@ -138,6 +139,7 @@ struct Seen {
     open: AtomicUsize,
     closes: Mutex<Vec<(u16, String)>>,
     messages: Mutex<Vec<Vec<u8>>>,
+    close_all: Notify,
 }
 
 impl Server {
@@ -157,6 +159,11 @@ impl Server {
     /// What clients have said to the `talks` behaviour since the last call.
     pub fn take_messages(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.seen.messages.lock().expect("no panic while locked"))
+    }
+
+    /// Closes every WebSocket whose request said `told`, in the same moment.
+    pub fn close_all(&self) {
+        self.seen.close_all.notify_waiters();
     }
 
     /// The clients' Close frames since the last call.
@@ -192,6 +199,8 @@ struct Request {
     /// Length of the `flood` behaviour's messages, and of all of them.
     size: usize,
     bytes: usize,
+    /// The `flood` behaviour writes each message by itself, as servers do.
+    singly: bool,
     /// How long the server lets the WebSocket live before it closes it.
     after: Duration,
     /// How the `talks` behaviour talks.
@@ -200,6 +209,10 @@ struct Request {
     ping: bool,
     answers: bool,
     until: Option<Duration>,
+    /// The server waits for [`Server::close_all`] before it closes.
+    told: bool,
+    /// The reason of the server's Close frame says when it was sent: see [`micros`].
+    stamp: bool,
 }
 
 fn parse(head: &str) -> Option<Request> {
@@ -215,6 +228,9 @@ fn parse(head: &str) -> Option<Request> {
         code: value("code").and_then(|c| c.parse().ok()).unwrap_or(1000),
         size: number("size").unwrap_or(1),
         bytes: number("bytes").unwrap_or(0),
+        singly: value("singly").is_some(),
+        told: value("told").is_some(),
+        stamp: value("stamp").is_some(),
         raw: value("hex").map(from_hex).unwrap_or_default(),
         after: ms("after").unwrap_or_default(),
         every: ms("every").unwrap_or_default(),
@@ -247,7 +263,7 @@ async fn serve(mut stream: TcpStream, seen: &Seen) -> io::Result<()> {
             })
         };
         let (Some(key), Some(request)) = (header("sec-websocket-key"), parse(&head)) else {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nplain").await?;
+            plain(&mut stream, &head).await?;
             continue;
         };
         // The first that was asked for will do.
@@ -258,6 +274,39 @@ async fn serve(mut stream: TcpStream, seen: &Seen) -> io::Result<()> {
             .unwrap_or_default();
         return upgrade(stream, seen, &key, &subprotocol, &request, &rest).await;
     }
+}
+
+/// Answers a plain request: with so many bytes as `/bytes/1000` asks for, or with `plain`.
+async fn plain(stream: &mut TcpStream, head: &str) -> io::Result<()> {
+    let target = head.split(' ').nth(1).and_then(|target| target.strip_prefix("/bytes/"));
+    let Some(mut left) = target.and_then(|bytes| bytes.parse::<usize>().ok()) else {
+        return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nplain").await;
+    };
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    let batch = vec![b'p'; 1 << 20];
+    while left > 0 {
+        let len = left.min(batch.len());
+        stream.write_all(&batch[..len]).await?;
+        left -= len;
+    }
+    Ok(())
+}
+
+/// Takes in all there is, or so many bytes and then says so.
+async fn sink(mut stream: TcpStream, bytes: Option<usize>) -> io::Result<()> {
+    let limit = bytes.unwrap_or(usize::MAX);
+    let mut buffer = vec![0; 1 << 18];
+    let mut seen = 0;
+    while seen < limit {
+        match stream.read(&mut buffer).await? {
+            0 => return Ok(()),
+            n => seen += n,
+        }
+    }
+    stream.write_all(&wire::message(b"all", false)).await?;
+    // Until the client goes.
+    io::copy(&mut stream, &mut io::sink()).await.map(drop)
 }
 
 async fn upgrade(
@@ -275,7 +324,7 @@ async fn upgrade(
     );
     stream.write_all(reply.as_bytes()).await?;
     if request.behaviour == Behaviour::Sink {
-        return io::copy(&mut stream, &mut io::sink()).await.map(drop);
+        return sink(stream, (request.bytes > 0).then(|| request.bytes - rest.len())).await;
     }
     if request.behaviour == Behaviour::Mirror {
         let (mut read, mut write) = stream.split();
@@ -285,6 +334,9 @@ async fn upgrade(
     }
     let mut peer = Peer { stream, frames: Frames::new(rest), seen };
     tokio::time::sleep(request.after).await;
+    if request.told {
+        seen.close_all.notified().await;
+    }
     if request.by_server {
         peer.close(request).await
     } else {
@@ -301,7 +353,8 @@ struct Peer<'a> {
 impl Peer<'_> {
     /// The server closes.
     async fn close(&mut self, request: &Request) -> io::Result<()> {
-        let close = wire::close(request.code, "bye", false);
+        let reason = if request.stamp { micros().to_string() } else { "bye".to_owned() };
+        let close = wire::close(request.code, &reason, false);
         match request.behaviour {
             Behaviour::Waits | Behaviour::Echo => {
                 self.stream.write_all(&close).await?;
@@ -423,7 +476,11 @@ impl Peer<'_> {
     }
 
     async fn flood(&mut self, request: &Request) -> io::Result<()> {
-        let batch = messages(request.size, false);
+        let batch = if request.singly {
+            wire::message(&vec![b'm'; request.size], false)
+        } else {
+            messages(request.size, false)
+        };
         let mut left = request.bytes;
         while left > 0 {
             let len = left.min(batch.len());
@@ -437,8 +494,8 @@ impl Peer<'_> {
         let Self { stream, frames, seen } = self;
         let (mut read, mut write) = stream.split();
         let mut said = 0;
-        let mut next = Instant::now() + request.every;
-        let end = request.until.map(|until| Instant::now() + until);
+        let mut next = tokio::time::Instant::now() + request.every;
+        let end = request.until.map(|until| tokio::time::Instant::now() + until);
         loop {
             tokio::select! {
                 frame = frames.next(&mut read) => match frame? {
@@ -489,6 +546,12 @@ impl Peer<'_> {
         self.frames = kept;
         Ok(())
     }
+}
+
+/// Microseconds on a clock that server and clients of this process share.
+pub fn micros() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_micros() as u64
 }
 
 /// Messages of one size, a megabyte or so of them.

@@ -1,0 +1,105 @@
+//! How long a close takes, from the first Close frame to the client's FIN, over one to three hops.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use lab::proxies::{Kind, Proxy};
+use lab::server::micros;
+use lab::{Client, End, Mode, Plan, Server, Setup};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use crate::measure::{amount, quantile};
+
+pub const HOPS: usize = 3;
+
+/// The closes of one proxy, in milliseconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Closes {
+    pub by_server: bool,
+    pub proxy: String,
+    pub hops: usize,
+    pub p50: f64,
+    pub p99: f64,
+    /// Both Close frames and FIN.
+    pub clean: usize,
+    pub count: usize,
+}
+
+/// One close; its milliseconds, and whether it was clean.
+async fn close(address: SocketAddr, by_server: bool) -> (f64, bool) {
+    // The client is there for a moment, so that nothing of the opening is left.
+    const OPEN: Duration = Duration::from_millis(20);
+    let path = if by_server { "/waits?by=server&after=20&stamp=1" } else { "/waits?by=client" };
+    let client = Client::open(address, false, path).await.expect("a WebSocket");
+    if by_server {
+        let ending = client.run(&Plan::default()).await;
+        let now = micros();
+        let stamp = ending.close.as_ref().and_then(|(_, reason)| reason.parse::<u64>().ok());
+        return (stamp.map_or(f64::NAN, |stamp| (now - stamp) as f64 / 1e3), ending.is_clean());
+    }
+    tokio::time::sleep(OPEN).await;
+    let start = Instant::now();
+    let ending = client.run(&Plan::close(1000)).await;
+    let clean = ending.is_clean() && ending.end == End::Fin;
+    (start.elapsed().as_secs_f64() * 1e3, clean)
+}
+
+async fn closes(proxy: &str, hops: usize, address: SocketAddr, by_server: bool) -> Closes {
+    let count = amount(300, 20);
+    let mut clients = JoinSet::new();
+    for i in 0..count {
+        clients.spawn(async move {
+            // One after the other, whatever the proxy makes of them.
+            tokio::time::sleep(Duration::from_millis(4) * i as u32).await;
+            close(address, by_server).await
+        });
+    }
+    let seen = clients.join_all().await;
+    let mut times: Vec<f64> =
+        seen.iter().map(|(time, _)| *time).filter(|t| t.is_finite()).collect();
+    times.sort_by(f64::total_cmp);
+    let found = Closes {
+        by_server,
+        proxy: proxy.to_owned(),
+        hops,
+        p50: quantile(&times, 0.5),
+        p99: quantile(&times, 0.99),
+        clean: seen.iter().filter(|(_, clean)| *clean).count(),
+        count,
+    };
+    println!(
+        "  {} closes, {hops} hops, {proxy:9} p50 {:8.2} ms  p99 {:8.2} ms  {} of {count} clean",
+        if by_server { "server" } else { "client" },
+        found.p50,
+        found.p99,
+        found.clean
+    );
+    found
+}
+
+pub async fn run() -> Vec<Closes> {
+    let server = Server::start().await;
+    let mut envoys = Vec::new();
+    for mode in Mode::ALL {
+        envoys.push((mode.name(), Setup::new(mode).hops(HOPS).start(server.address).await));
+    }
+    let mut others = Vec::new();
+    for kind in Kind::ALL {
+        match Proxy::start(kind, HOPS, server.address) {
+            Ok(proxy) => others.push((kind.name(), proxy)),
+            Err(why) => println!("  skipped: {why}"),
+        }
+    }
+    let mut found = Vec::new();
+    for by_server in [true, false] {
+        for hops in 1..=HOPS {
+            let entries = envoys.iter().map(|(name, envoy)| (*name, envoy.entry(hops)));
+            let others = others.iter().map(|(name, proxy)| (*name, proxy.entry(hops)));
+            for (name, entry) in entries.chain(others) {
+                found.push(closes(name, hops, entry, by_server).await);
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,207 @@
+//! Paired measurements, their spread, and where they are kept.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use lab::{fetch, Envoy};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Whether this is a smoke run.
+pub fn is_quick() -> bool {
+    std::env::var_os("BENCH_QUICK").is_some_and(|value| value != "0")
+}
+
+/// `full`, or in a smoke run `quick`.
+pub fn amount(full: usize, quick: usize) -> usize {
+    if is_quick() {
+        quick
+    } else {
+        full
+    }
+}
+
+/// Median and quartiles of the rounds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Spread {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+impl Spread {
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let at = |share| quantile(&values, share);
+        Self { median: at(0.5), low: at(0.25), high: at(0.75) }
+    }
+}
+
+/// Of sorted values; between two of them in proportion.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * sorted.len().saturating_sub(1) as f64;
+    let (below, above) = (place.floor() as usize, place.ceil() as usize);
+    match (sorted.get(below), sorted.get(above)) {
+        (Some(low), Some(high)) => low + (high - low) * place.fract(),
+        _ => f64::NAN,
+    }
+}
+
+/// What one setup costs, and how that compares with the first setup in the same round.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    pub what: String,
+    pub setup: String,
+    /// What `cost` is in.
+    pub unit: String,
+    pub cost: Spread,
+    pub ratio: Spread,
+    pub rounds: usize,
+    /// CPU seconds of the shortest round.
+    pub shortest: f64,
+}
+
+impl Row {
+    fn print(&self) {
+        let Self { what, setup, unit, cost, ratio, .. } = self;
+        println!(
+            "  {what:44} {setup:12} {:9.3} {unit:14} {:.3} ({:.3} to {:.3})",
+            cost.median, ratio.median, ratio.low, ratio.high
+        );
+    }
+}
+
+/// What is measured, and how much of it at first.
+pub struct Job<'a> {
+    pub what: String,
+    /// Of the cost of one.
+    pub unit: &'a str,
+    /// How many of that unit are in a second.
+    pub scale: f64,
+    /// How much to do in the first round, from which follows how much in the others.
+    pub first: usize,
+    pub rounds: usize,
+}
+
+impl Job<'_> {
+    /// Envoy's CPU time for the same work in each setup, all setups in each round, each round with
+    /// another first, so that what drifts is nobody's.
+    pub async fn compare(
+        &self,
+        setups: &[(&str, &Envoy)],
+        work: impl AsyncFn(&Envoy, usize),
+    ) -> Vec<Row> {
+        // Long enough to tell; a round of the cheapest setup takes this long.
+        let enough = if is_quick() { 0.02 } else { 0.4 };
+        let mut cheapest = f64::INFINITY;
+        // What is first slow, such as the VM's compiler, is in no round.
+        for (_, envoy) in setups {
+            work(envoy, self.first).await;
+            cheapest = cheapest.min(seconds(envoy, &work, self.first).await);
+        }
+        let much = (self.first as f64 * enough / cheapest).max(1.0) as usize;
+        let rounds = if is_quick() { 2 } else { self.rounds };
+        let mut costs = vec![Vec::new(); setups.len()];
+        let mut shortest = vec![f64::INFINITY; setups.len()];
+        for round in 0..rounds {
+            for i in 0..setups.len() {
+                // Backwards every other time: a setup is not always behind the same one.
+                let turn = if round % 2 == 0 { i } else { setups.len() - 1 - i };
+                let which = (turn + round / 2) % setups.len();
+                let seconds = seconds(setups[which].1, &work, much).await;
+                shortest[which] = shortest[which].min(seconds);
+                costs[which].push(seconds * self.scale / much as f64);
+            }
+        }
+        let row = |(i, (setup, _)): (usize, &(&str, &Envoy))| Row {
+            what: self.what.clone(),
+            setup: (*setup).to_owned(),
+            unit: self.unit.to_owned(),
+            cost: Spread::of(costs[i].iter().copied()),
+            ratio: Spread::of(costs[i].iter().zip(&costs[0]).map(|(with, without)| with / without)),
+            rounds,
+            shortest: shortest[i],
+        };
+        let rows: Vec<Row> = setups.iter().enumerate().map(row).collect();
+        rows.iter().for_each(Row::print);
+        rows
+    }
+}
+
+async fn seconds(envoy: &Envoy, work: &impl AsyncFn(&Envoy, usize), much: usize) -> f64 {
+    let before = envoy.cpu_seconds();
+    work(envoy, much).await;
+    // The end of the connections is part of it.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    envoy.cpu_seconds() - before
+}
+
+/// Where a run was made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Machine {
+    pub processor: String,
+    pub cores: usize,
+    pub envoy: String,
+    /// The commit, with `+` where files have changed since.
+    pub commit: String,
+    /// Processes that wanted to run, mean of the last minute: an idle machine has 0.
+    pub load: String,
+    pub quick: bool,
+}
+
+impl Machine {
+    fn here() -> Self {
+        let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+        let processor = read("/proc/cpuinfo")
+            .lines()
+            .find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1.to_owned()));
+        let version = fetch::run(Command::new(fetch::envoy()).arg("--version"));
+        let git = |arguments: &[&str]| {
+            let output = Command::new("git").current_dir(fetch::root()).args(arguments).output();
+            output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
+        };
+        let changed =
+            if git(&["status", "--porcelain", "src", "Cargo.toml"]).is_empty() { "" } else { "+" };
+        Self {
+            processor: processor.unwrap_or_default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            // …/envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL
+            envoy: version
+                .split_once("version: ")
+                .and_then(|(_, version)| version.split('/').nth(1))
+                .unwrap_or_default()
+                .to_owned(),
+            commit: git(&["rev-parse", "--short", "HEAD"]) + changed,
+            load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
+            quick: is_quick(),
+        }
+    }
+}
+
+/// What an item has found, and where.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Kept<T> {
+    pub machine: Machine,
+    pub found: T,
+}
+
+fn file(item: &str) -> PathBuf {
+    let folder = fetch::root().join("target/bench");
+    std::fs::create_dir_all(&folder).expect("target is writable");
+    folder.join(format!("{item}.json"))
+}
+
+/// Keeps what an item has found.
+pub fn save<T: Serialize>(item: &str, found: &T) {
+    let kept = Kept { machine: Machine::here(), found };
+    let json = serde_json::to_string_pretty(&kept).expect("it is JSON");
+    std::fs::write(file(item), json).expect("target is writable");
+}
+
+/// What an item found when it was last run.
+pub fn load<T: DeserializeOwned>(item: &str) -> Option<Kept<T>> {
+    let json = std::fs::read_to_string(file(item)).ok()?;
+    Some(serde_json::from_str(&json).unwrap_or_else(|e| panic!("run `{item}` again: {e}")))
+}

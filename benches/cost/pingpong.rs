@@ -1,0 +1,115 @@
+//! Ping-pong of small messages on many connections: how much later an answer comes.
+
+use std::time::{Duration, Instant};
+
+use lab::{wire, Envoy, Mode, Server, Setup};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinSet;
+
+use crate::many;
+use crate::measure::{amount, quantile, Spread};
+
+const CONNECTIONS: usize = 100;
+const SIZE: usize = 125;
+
+/// Round trips of one setup, in microseconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Latency {
+    pub what: String,
+    pub setup: String,
+    pub p50: Spread,
+    pub p99: Spread,
+    /// Envoy's CPU time for a round trip.
+    pub cpu: Spread,
+    /// To the first setup, in the same round.
+    pub ratio50: Spread,
+    pub ratio99: Spread,
+    pub ratio_cpu: Spread,
+}
+
+/// How long each of `count` round trips took, in microseconds, sorted; and Envoy's CPU time for one.
+/// With `pause`, a connection sends one in so much time; without, the next as soon as it has its
+/// answer.
+async fn round_trips(envoy: &Envoy, count: usize, pause: Duration) -> (Vec<f64>, f64) {
+    let clients = many::open(envoy.address(), "/echo?by=client", CONNECTIONS).await;
+    let before = envoy.cpu_seconds();
+    let mut connections = JoinSet::new();
+    for (i, mut client) in clients.into_iter().enumerate() {
+        connections.spawn(async move {
+            let message = wire::message(&[b'm'; SIZE], true);
+            let mut times = Vec::new();
+            // Not all at once.
+            tokio::time::sleep(pause * i as u32 / CONNECTIONS as u32).await;
+            let start = Instant::now();
+            for turn in 0..count / CONNECTIONS {
+                tokio::time::sleep_until((start + pause * turn as u32).into()).await;
+                let sent = Instant::now();
+                client.stream.write_all(&message).await.expect("open");
+                client.frames.next(&mut client.stream).await.expect("open").expect("its echo");
+                times.push(sent.elapsed().as_secs_f64() * 1e6);
+            }
+            // Open until all are done.
+            (times, client)
+        });
+    }
+    let (times, clients): (Vec<_>, Vec<_>) = connections.join_all().await.into_iter().unzip();
+    let mut times = times.concat();
+    let cpu = (envoy.cpu_seconds() - before) * 1e6 / times.len() as f64;
+    drop(clients);
+    times.sort_by(f64::total_cmp);
+    (times, cpu)
+}
+
+pub async fn run() -> Vec<Latency> {
+    let server = Server::start().await;
+    let one = |mode| Setup { workers: 1, ..Setup::new(mode) };
+    let setups = [
+        ("none", one(Mode::Default).start(server.address).await),
+        ("filter", one(Mode::Filter).start(server.address).await),
+    ];
+    let rounds = amount(7, 2);
+    let mut found = Vec::new();
+    for (what, pause, count) in [
+        ("2,000 messages a second", Duration::from_millis(50), amount(3_000, 200)),
+        ("as many as go", Duration::ZERO, amount(20_000, 1_000)),
+    ] {
+        let mut p50 = [vec![0.0; rounds], vec![0.0; rounds]];
+        let (mut p99, mut cpu) = (p50.clone(), p50.clone());
+        for round in 0..rounds {
+            for turn in 0..2 {
+                let which = (turn + round) % 2;
+                let (times, each) = round_trips(&setups[which].1, count, pause).await;
+                p50[which][round] = quantile(&times, 0.5);
+                p99[which][round] = quantile(&times, 0.99);
+                cpu[which][round] = each;
+            }
+        }
+        let ratio = |of: &[Vec<f64>; 2], which: usize| {
+            Spread::of(of[which].iter().zip(&of[0]).map(|(with, without)| with / without))
+        };
+        for (which, (setup, _)) in setups.iter().enumerate() {
+            let latency = Latency {
+                what: what.to_owned(),
+                setup: (*setup).to_owned(),
+                p50: Spread::of(p50[which].iter().copied()),
+                p99: Spread::of(p99[which].iter().copied()),
+                cpu: Spread::of(cpu[which].iter().copied()),
+                ratio50: ratio(&p50, which),
+                ratio99: ratio(&p99, which),
+                ratio_cpu: ratio(&cpu, which),
+            };
+            println!(
+                "  {what:24} {setup:8} p50 {:7.0} µs {:.3}   p99 {:7.0} µs {:.3}   CPU {:5.1} µs {:.3}",
+                latency.p50.median,
+                latency.ratio50.median,
+                latency.p99.median,
+                latency.ratio99.median,
+                latency.cpu.median,
+                latency.ratio_cpu.median
+            );
+            found.push(latency);
+        }
+    }
+    found
+}

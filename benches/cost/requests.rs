@@ -1,0 +1,69 @@
+//! Plain HTTP/1.1 requests on kept connections, on a listener that has the filter.
+
+use std::net::SocketAddr;
+
+use lab::server::{path, Behaviour};
+use lab::{wire, Client, Envoy, Mode, Plan, Server, Setup};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::measure::{Job, Row};
+
+const CONNECTIONS: usize = 32;
+
+/// A request, and the whole of its response.
+pub async fn request(stream: &mut TcpStream) {
+    stream.write_all(b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("open");
+    let (_, mut body) = wire::read_head(stream).await.expect("a response");
+    while body.len() < 5 {
+        assert!(stream.read_buf(&mut body).await.expect("a body") > 0, "the body is cut off");
+    }
+}
+
+/// Requests on kept connections, each of which sends the next as soon as it has its response.
+pub async fn requests(address: SocketAddr, count: usize) {
+    let mut connections = JoinSet::new();
+    for i in 0..CONNECTIONS {
+        let share = (count + i) / CONNECTIONS;
+        connections.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.expect("a connection");
+            stream.set_nodelay(true).expect("a socket");
+            for _ in 0..share {
+                request(&mut stream).await;
+            }
+        });
+    }
+    connections.join_all().await;
+}
+
+pub async fn run() -> Vec<Row> {
+    let server = Server::start().await;
+    let one = |mode| Setup { workers: 1, ..Setup::new(mode) };
+    let without = one(Mode::Default).start(server.address).await;
+    let both = one(Mode::Filter).start(server.address).await;
+    let composite = Setup { composite: true, ..one(Mode::Filter) }.start(server.address).await;
+    let network = Setup { http_half: None, ..one(Mode::Filter) }.start(server.address).await;
+    // A half that is not there costs nothing.
+    for envoy in [&both, &composite] {
+        let path = path(Behaviour::Waits, true, 4321);
+        let client = Client::open(envoy.address(), false, &path).await.expect("a WebSocket");
+        let ending = client.run(&Plan::default()).await;
+        assert!(ending.is_clean() && ending.ms() < 500.0, "not the filter's close: {ending}");
+        assert_eq!(envoy.metric("websocket.closed.clean"), 1);
+    }
+    let setups = [
+        ("none", &without),
+        ("both halves", &both),
+        ("composite", &composite),
+        ("network", &network),
+    ];
+    let job = Job {
+        what: "plain requests".to_owned(),
+        unit: "µs per request",
+        scale: 1e6,
+        first: 2000,
+        rounds: 15,
+    };
+    job.compare(&setups, async |envoy: &Envoy, count| requests(envoy.address(), count).await).await
+}
