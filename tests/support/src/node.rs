@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::Deserialize;
 
@@ -59,6 +59,7 @@ pub fn node(script: &str) -> Command {
 pub struct Sample {
     process: Child,
     pub address: SocketAddr,
+    said: Arc<Mutex<Vec<String>>>,
 }
 
 impl Sample {
@@ -81,13 +82,23 @@ impl Sample {
         let line = lines.next().expect("a line").expect("text");
         let port = line.strip_prefix("listening on ").and_then(|port| port.parse().ok());
         let port: u16 = port.unwrap_or_else(|| panic!("the sample server said {line:?}"));
-        // What it prints from now on is read, so that it never waits for a reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&said);
+        // Read as it comes, so that it never waits for a reader.
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                heard.lock().expect("no panic while locked").push(line);
+            }
+        });
+        Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)), said }
     }
-}
 
-impl Sample {
+    /// How often it has printed this line.
+    pub fn said(&self, line: &str) -> usize {
+        let said = self.said.lock().expect("no panic while locked");
+        said.iter().filter(|said| *said == line).count()
+    }
+
     /// Kills it (SIGKILL).
     pub fn kill(&mut self) {
         let _ = self.process.kill();
