@@ -190,7 +190,7 @@ async fn attached_twice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn beside_the_baseline() {
     let server = Server::start().await;
-    let setup = Setup { mode: Mode::Baseline, ..Setup::new(Mode::Filter) };
+    let setup = Setup { delayed_close_timeout: Some("0s"), ..Setup::new(Mode::Filter) };
     let envoy = setup.start(server.address).await;
     for (behaviour, by_server, code) in [
         (Behaviour::Waits, true, 4321),

@@ -42,6 +42,8 @@ impl Mode {
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub mode: Mode,
+    /// `delayed_close_timeout`; `None`: Envoy's default, 1 s.
+    pub delayed_close_timeout: Option<&'static str>,
     pub hops: usize,
     /// TLS between the client and the last hop, and between the hops.
     pub tls: bool,
@@ -75,6 +77,7 @@ impl Setup {
         let filter = mode == Mode::Filter;
         Self {
             mode,
+            delayed_close_timeout: (mode == Mode::Baseline).then_some("0s"),
             hops: 1,
             tls: false,
             workers: 2,
@@ -209,8 +212,8 @@ impl Setup {
                 },
             }],
         });
-        if self.mode == Mode::Baseline {
-            manager["delayed_close_timeout"] = json!("0s");
+        if let Some(time) = self.delayed_close_timeout {
+            manager["delayed_close_timeout"] = json!(time);
         }
         json!({ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager })
     }
