@@ -3,13 +3,16 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm table bench picture clean
+.PHONY: help demo test test-istio test-matrix lint wasm image table bench picture clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    default, baseline and filter side by side on real Envoys (a minute, once built)"
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
+	@echo "make test-istio   the manifests through Istio's own control plane and tools (needs Go)"
+	@echo "make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
 	@echo "make wasm    only the module: $(MODULE)"
+	@echo "make image   the module as OCI image, layout and archive, in target/image"
 	@echo "make table   measure the README's table of scenarios and write it there"
 	@echo "make bench   what the filter costs: Envoy's CPU time with and without it"
 	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
@@ -28,6 +31,10 @@ wasm:
 	$(call need,cargo,install Rust 1.89 or later from https://rustup.rs)
 	@scripts/build-module
 	@echo "$(MODULE): $$(wc -c < $(MODULE)) bytes"
+
+# IMAGE=registry/name:tag is where it is going to be pushed: set in the manifests beside it.
+image: wasm
+	@cargo run --quiet --example image -- $(if $(IMAGE),--image $(IMAGE))
 
 demo: tools
 	@cargo run --quiet --example demo
