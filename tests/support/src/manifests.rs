@@ -1,0 +1,37 @@
+//! YAML manifests as values.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// One document of a file.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    pub file: PathBuf,
+    pub value: Value,
+}
+
+impl fmt::Display for Manifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} {}",
+            self.file.display(),
+            self.value["kind"],
+            self.value["metadata"]["name"]
+        )
+    }
+}
+
+/// The documents of a file.
+///
+/// # Panics
+/// With the file's name, where it cannot be read as YAML.
+pub fn documents(file: &Path) -> Vec<Manifest> {
+    let text = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let values: Vec<Value> =
+        serde_saphyr::from_multiple(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    values.into_iter().map(|value| Manifest { file: file.to_owned(), value }).collect()
+}
