@@ -13,13 +13,7 @@ use sha2::{Digest, Sha256};
 /// What `make image` writes and prints.
 fn make(name: &str) -> (PathBuf, String) {
     let folder = fetch::folder(&format!("image-{}-{name}", std::process::id()));
-    let cargo = |arguments: &[&str]| {
-        let mut command = Command::new("cargo");
-        command.current_dir(fetch::root()).args(arguments).args(["--target-dir", "target"]);
-        fetch::run(&mut command);
-    };
-    cargo(&["build", "--quiet", "--example", "image"]);
-    let mut command = Command::new(fetch::root().join("target/debug/examples/image"));
+    let mut command = Command::new(fetch::example("image"));
     let printed = fetch::run(command.args(["--image", "localhost:5000/x:1", "--to"]).arg(&folder));
     (folder, printed)
 }

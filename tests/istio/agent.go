@@ -19,9 +19,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -176,7 +178,9 @@ func (x *xds) StreamAggregatedResources(envoy discovery.AggregatedDiscoveryServi
 		case model.ExtensionConfigurationType:
 			err = wasm.MaybeConvertWasmExtensionConfig(response.Resources, x.modules)
 		case model.ListenerType:
-			err = plainEnvoy(response.Resources)
+			err = plainListeners(response.Resources)
+		case model.ClusterType:
+			err = plainClusters(response.Resources)
 		}
 		if err != nil {
 			log.Printf("refused: %v", err)
@@ -193,9 +197,9 @@ func (x *xds) StreamAggregatedResources(envoy discovery.AggregatedDiscoveryServi
 	}
 }
 
-// plainEnvoy takes out of listeners what only Istio's own proxy has.
-func plainEnvoy(listeners []*anypb.Any) error {
-	for _, resource := range listeners {
+// plainListeners takes out of listeners what only Istio's own proxy has.
+func plainListeners(resources []*anypb.Any) error {
+	for _, resource := range resources {
 		l := &listener.Listener{}
 		if err := resource.UnmarshalTo(l); err != nil {
 			return err
@@ -205,42 +209,42 @@ func plainEnvoy(listeners []*anypb.Any) error {
 			chains = append(chains, l.DefaultFilterChain)
 		}
 		for _, chain := range chains {
-			filters := chain.Filters
-			chain.Filters = nil
-			for _, filter := range filters {
-				if istioOnly(filter.Name) {
-					continue
-				}
-				chain.Filters = append(chain.Filters, filter)
+			chain.Filters = slices.DeleteFunc(chain.Filters, istioOnly)
+			for _, filter := range chain.Filters {
 				manager := &hcm.HttpConnectionManager{}
 				if filter.GetTypedConfig().UnmarshalTo(manager) != nil {
 					continue
 				}
-				httpFilters := manager.HttpFilters
-				manager.HttpFilters = nil
-				for _, filter := range httpFilters {
-					if !istioOnly(filter.Name) {
-						manager.HttpFilters = append(manager.HttpFilters, filter)
-					}
-				}
-				packed, err := anypb.New(manager)
-				if err != nil {
+				manager.HttpFilters = slices.DeleteFunc(manager.HttpFilters, istioOnly)
+				if err := filter.GetTypedConfig().MarshalFrom(manager); err != nil {
 					return err
 				}
-				filter.ConfigType = &listener.Filter_TypedConfig{TypedConfig: packed}
 			}
 		}
-		packed, err := anypb.New(l)
-		if err != nil {
+		if err := resource.MarshalFrom(l); err != nil {
 			return err
 		}
-		*resource = anypb.Any{TypeUrl: packed.TypeUrl, Value: packed.Value}
 	}
 	return nil
 }
 
-func istioOnly(filter string) bool {
-	return strings.HasPrefix(filter, "istio.") || filter == "envoy.filters.network.metadata_exchange"
+// plainClusters does so with clusters.
+func plainClusters(resources []*anypb.Any) error {
+	for _, resource := range resources {
+		c := &cluster.Cluster{}
+		if err := resource.UnmarshalTo(c); err != nil {
+			return err
+		}
+		c.Filters = slices.DeleteFunc(c.Filters, istioOnly)
+		if err := resource.MarshalFrom(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func istioOnly[F interface{ GetName() string }](filter F) bool {
+	return strings.HasPrefix(filter.GetName(), "istio.")
 }
 
 // sds serves the certificates that a Gateway names by file.

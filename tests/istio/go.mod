@@ -1,4 +1,4 @@
-module ws-clean-close/tests/istio
+module ws-clean-close/agent
 
 go 1.24.0
 

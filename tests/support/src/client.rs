@@ -112,15 +112,28 @@ impl Client {
     /// # Errors
     /// Where the connection or the opening handshake fails.
     pub async fn open(address: SocketAddr, tls: bool, path: &str) -> io::Result<Self> {
+        Self::open_at(address, tls, "localhost", path).await
+    }
+
+    /// Opens a WebSocket with one of many hosts at an address.
+    ///
+    /// # Errors
+    /// Where the connection or the opening handshake fails.
+    pub async fn open_at(
+        address: SocketAddr,
+        tls: bool,
+        host: &str,
+        path: &str,
+    ) -> io::Result<Self> {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         let mut stream: Box<dyn Stream> = if tls {
-            let name = ServerName::try_from("localhost").expect("a DNS name");
+            let name = ServerName::try_from(host.to_owned()).expect("a DNS name");
             Box::new(tls::connector().connect(name, tcp).await?)
         } else {
             Box::new(tcp)
         };
-        stream.write_all(wire::opening_handshake(path).as_bytes()).await?;
+        stream.write_all(wire::opening_handshake_at(host, path).as_bytes()).await?;
         let (head, rest) = wire::read_head(&mut stream).await?;
         if !head.starts_with("HTTP/1.1 101 ") {
             return Err(io::Error::other(format!("no upgrade: {head}")));

@@ -36,6 +36,29 @@ pub fn module() -> PathBuf {
         .clone()
 }
 
+/// An example of the project, built from the code as it stands.
+pub fn example(name: &str) -> PathBuf {
+    let mut cargo = Command::new("cargo");
+    // Build scripts of other crates would take what cargo tells a test of its own package for a change,
+    // and be built anew, and anew after the test.
+    for (key, _) in std::env::vars_os() {
+        let text = key.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&key);
+        }
+    }
+    cargo.current_dir(root()).args([
+        "build",
+        "--quiet",
+        "--target-dir",
+        "target",
+        "--example",
+        name,
+    ]);
+    run(&mut cargo);
+    root().join("target/debug/examples").join(name)
+}
+
 /// The module as it is where `scripts/wasm-ld` is not the linker: with every callback exported.
 pub fn module_with_every_export() -> PathBuf {
     let target = root().join("target/every-export");
