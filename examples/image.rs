@@ -54,7 +54,8 @@ fn main() {
     fs::write(&archive, layout.archive()).expect("the folder is writable");
     fs::write(arguments.to.join("plugin.wasm"), &module).expect("the folder is writable");
     let digest = |form: &Value| form["digest"].as_str().unwrap_or_default().to_owned();
-    let checksum = digest(&image).replace("sha256:", "sha256: ");
+    // In quotes: to YAML a digest of digits alone is a number.
+    let checksum = format!("sha256: \"{}\"", digest(&image).trim_start_matches("sha256:"));
     for file in MANIFESTS {
         let text = fs::read_to_string(fetch::root().join(file)).expect("the manifest is there");
         let text = text

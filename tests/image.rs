@@ -146,7 +146,7 @@ fn the_layout_holds_what_it_says() {
     assert_eq!(names, named);
 
     // The manifests beside it name it.
-    let digest = image["digest"].as_str().expect("text").replace("sha256:", "sha256: ");
+    let digest = image["digest"].as_str().expect("text").replace("sha256:", "sha256: \"") + "\"\n";
     for (file, times) in [
         ("wasm-plugin.yaml", 2),
         ("traffic-extension.yaml", 2),

@@ -301,7 +301,7 @@ async fn fails_open() {
     let sample = Sample::start(&mesh).await;
     let manifest = with_image(&mesh, "wasm-plugin.yaml");
     let digest =
-        manifest.split_once("  sha256: ").expect("a digest").1.get(..64).expect("64 digits");
+        manifest.split_once("  sha256: \"").expect("a digest").1.get(..64).expect("64 digits");
     mesh.apply("plugin", &manifest.replace(digest, &"0".repeat(64)));
     let [gateway, _sidecar] = sample.proxies(&mesh);
     late(sample.gateway, false, "localhost").await;
@@ -519,7 +519,11 @@ fn validated_and_analyzed() {
             let Some(output) = istioctl(release, &["validate", "-f", &name], &[]) else { return };
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{}, {name}: {said}", release.version);
-            assert!(!said.contains("arning"), "{}, {name}: {said}", release.version);
+            // Of every EnvoyFilter istioctl says that it is one.
+            let warnings = said.lines().filter(|line| line.contains("\t* "));
+            let others: Vec<_> =
+                warnings.filter(|line| !line.contains("exposes internal implementation")).collect();
+            assert!(others.is_empty(), "{}, {name}: {others:#?}", release.version);
         }
         let arguments =
             ["analyze", "--use-kube=false", "--failure-threshold", "Warning", "--output", "json"];
