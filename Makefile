@@ -42,9 +42,18 @@ demo: tools
 test: tools lint
 	cargo test --workspace
 
+# What is shipped for Istio, through Istio itself.
+test-istio: tools lint
+	cargo test --test istio
+
+# The core tests on Envoy 1.36 to 1.40; the results go into docs/compatibility.md.
+test-matrix: tools lint
+	@scripts/test-matrix
+
 lint: wasm
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --test istio -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings
 
 # Measures the README's table of scenarios anew.

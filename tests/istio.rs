@@ -306,6 +306,18 @@ async fn fails_open() {
     let [gateway, _sidecar] = sample.proxies(&mesh);
     late(sample.gateway, false, "localhost").await;
     assert_eq!(gateway.metric("websocket.upgrades"), 0);
+    // What the walk-through of the sample application says of this state: a pod out of work.
+    let mut tasks = Vec::new();
+    for _ in 0..20 {
+        let address = sample.gateway;
+        let close = close_at(address, false, "localhost", Behaviour::Waits, true);
+        tasks.push(tokio::spawn(close));
+    }
+    for task in tasks {
+        task.await.expect("a close does not panic");
+    }
+    let ejections = gateway.admin("/stats?filter=ejections_enforced_total");
+    assert!(ejections.lines().any(|line| line.ends_with(": 1")), "{ejections}");
     assert!(mesh.log().contains("which does not match"), "{}", mesh.log());
 }
 
@@ -373,9 +385,8 @@ async fn baselines() {
 
 /// Two HTTPS servers on a port: Istio gives the network half to the first filter chain only. The way
 /// round reaches both.
-#[tokio::test(flavor = "multi_thread")]
-async fn per_chain() {
-    let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
+async fn per_chain(release: Release, manifest: &str) {
+    let Some(mesh) = Mesh::start(release, &layout()) else { return };
     let sample = Sample::start(&mesh).await;
     let (certificate, key) = tls::certificate();
     let server = |name: &str| {
@@ -394,7 +405,7 @@ async fn per_chain() {
     let (_, after) = after.split_once("---").expect("a VirtualService");
     let two = format!("{before}  servers:{}{}\n---{after}", server("a"), server("b"));
     mesh.apply("gateway", &two);
-    mesh.apply("plugin", &with_image(&mesh, "wasm-plugin.yaml"));
+    mesh.apply("plugin", &with_image(&mesh, manifest));
     let [gateway, _sidecar] = sample.proxies(&mesh);
     let port = sample.gateway.port();
     let stand = || chains(&gateway, port).iter().map(halves).collect::<Vec<_>>();
@@ -412,6 +423,16 @@ async fn per_chain() {
         prompt(sample.gateway, true, host).await;
     }
     assert_eq!(gateway.metric("websocket.unpaired"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn per_chain_of_wasm_plugins() {
+    per_chain(ISTIO_1_28, "wasm-plugin.yaml").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn per_chain_of_traffic_extensions() {
+    per_chain(ISTIO_1_31, "traffic-extension.yaml").await;
 }
 
 /// The HTTP half inside the composite filter: closes as ever, and plain requests never meet it.

@@ -2,10 +2,12 @@
 // matters: what fetches a module and what rewrites the extension configurations is istio.io/istio/pkg/wasm.
 //
 //	agent -pilot 127.0.0.1:15010 -image target/image/layout -cache DIR
+//	agent -cluster
 //
 // It serves the images of an OCI layout as a local registry, passes xDS on between an Envoy and a
 // pilot-discovery, serves the certificates that gateways name by file (SDS), and prints one line of
-// JSON: where all that is. GET /fetch?url=…&sha256=… fetches as a proxy's agent would.
+// JSON: where all that is. GET /fetch?url=…&sha256=… fetches as a proxy's agent would. With -cluster it is
+// an empty Kubernetes cluster, and nothing else. Either ends with its standard input.
 package main
 
 import (
@@ -52,7 +54,12 @@ func main() {
 	pilot := flag.String("pilot", "", "address of pilot-discovery's plain gRPC port")
 	image := flag.String("image", "", "folder of an OCI image layout")
 	cache := flag.String("cache", "", "folder for fetched modules")
+	empty := flag.Bool("cluster", false, "be an empty Kubernetes cluster")
 	flag.Parse()
+	if *empty {
+		serve(map[string]string{"cluster": httptest.NewServer(emptyCluster()).URL})
+		return
+	}
 
 	images := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	must(push(*image, strings.TrimPrefix(images.URL, "http://")))
@@ -87,12 +94,16 @@ func main() {
 		}
 		http.ServeFile(w, r, path)
 	}))
-	must(json.NewEncoder(os.Stdout).Encode(map[string]string{
+	serve(map[string]string{
 		"xds":      socket.Addr().String(),
 		"registry": strings.TrimPrefix(images.URL, "http://"),
 		"fetch":    fetch.URL + "/fetch",
-	}))
-	// Ends with whoever started it.
+	})
+}
+
+// serve says where, and waits for the end of whoever started it.
+func serve(where map[string]string) {
+	must(json.NewEncoder(os.Stdout).Encode(where))
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 

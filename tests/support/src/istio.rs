@@ -22,12 +22,16 @@ pub struct Release {
     pub version: &'static str,
     /// In `tests/istio`.
     modules: &'static str,
+    /// Does not start without a Kubernetes cluster.
+    wants_cluster: bool,
 }
 
 /// The newest whose control plane takes WasmPlugins from files.
-pub const ISTIO_1_28: Release = Release { version: "1.28.2", modules: "go.mod" };
+pub const ISTIO_1_28: Release =
+    Release { version: "1.28.2", modules: "go.mod", wants_cluster: false };
 /// With TrafficExtensions. Turns WasmPlugins into these only where it reads them from a cluster.
-pub const ISTIO_1_31: Release = Release { version: "1.31.0", modules: "istio-1.31.mod" };
+pub const ISTIO_1_31: Release =
+    Release { version: "1.31.0", modules: "istio-1.31.mod", wants_cluster: true };
 
 impl Release {
     /// The folder with `pilot-discovery`, `istioctl` and the agent; `None`, with a notice, where Go is
@@ -83,56 +87,80 @@ impl Mesh {
             fs::create_dir_all(folder.join(inner)).expect("the lab's folder is writable");
         }
         fs::write(folder.join("mesh.yaml"), "{}").expect("the lab's folder is writable");
-        let log = fs::File::create(folder.join("pilot.log")).expect("the lab's folder is writable");
-        let pilot = Command::new(programs.join("pilot-discovery"))
-            .current_dir(&folder)
-            .args(["discovery", "--configDir", "config", "--registries", ""])
-            .args(["--meshConfig", "mesh.yaml", "--ctrlz_port", "0"])
-            .args(["--httpAddr", "127.0.0.1:0", "--httpsAddr", "", "--secureGRPCAddr", ""])
-            .args(["--grpcAddr", "127.0.0.1:0", "--monitoringAddr", "127.0.0.1:0"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a file"))
-            .stderr(log)
-            .spawn()
-            .expect("pilot-discovery starts");
         let mut mesh = Self {
             release,
-            processes: vec![pilot],
+            processes: Vec::new(),
             folder,
             xds: SocketAddr::from(([127, 0, 0, 1], 0)),
             images: String::new(),
             fetch: String::new(),
         };
+        let agent = programs.join("agent");
+        let mut pilot = Command::new(programs.join("pilot-discovery"));
+        pilot
+            .current_dir(&mesh.folder)
+            .args(["discovery", "--configDir", "config"])
+            .args(["--meshConfig", "mesh.yaml", "--ctrlz_port", "0"])
+            .args(["--httpAddr", "127.0.0.1:0", "--httpsAddr", "", "--secureGRPCAddr", ""])
+            .args(["--grpcAddr", "127.0.0.1:0", "--monitoringAddr", "127.0.0.1:0"]);
+        if release.wants_cluster {
+            let said = mesh.spawn(Command::new(&agent).arg("-cluster"));
+            let kubeconfig = json!({
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{ "name": "empty", "cluster": { "server": said["cluster"] } }],
+                "users": [{ "name": "nobody", "user": {} }],
+                "contexts": [{ "name": "it", "context": { "cluster": "empty", "user": "nobody" } }],
+                "current-context": "it",
+            });
+            let file = mesh.folder.join("kubeconfig");
+            fs::write(file, kubeconfig.to_string()).expect("the lab's folder is writable");
+            pilot.args(["--kubeconfig", "kubeconfig"]).env("ENABLE_CA_SERVER", "false");
+        } else {
+            pilot.args(["--registries", ""]);
+        }
+        let log = mesh.file("pilot.log");
+        pilot.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
+        mesh.processes.push(pilot.spawn().expect("pilot-discovery starts"));
         let says = "starting gRPC discovery service at ";
         let pilot = mesh.wait_for("pilot-discovery", || {
             let log = fs::read_to_string(mesh.folder.join("pilot.log")).ok()?;
             Some(log.split_once(says)?.1.split_once('\n')?.0.to_owned())
         });
-        let mut log = fs::File::create(mesh.folder.join("agent.log")).expect("writable");
-        let mut agent = Command::new(programs.join("agent"))
-            .args(["-pilot", &pilot, "-image"])
-            .arg(layout)
-            .arg("-cache")
-            .arg(mesh.folder.join("modules"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log.try_clone().expect("a file"))
-            .spawn()
-            .expect("the agent starts");
-        let mut line = String::new();
-        let mut lines = BufReader::new(agent.stdout.take().expect("piped"));
-        lines.read_line(&mut line).expect("a line");
-        mesh.processes.push(agent);
-        // Istio's own log follows.
-        std::thread::spawn(move || std::io::copy(&mut lines, &mut log));
-        let said: Value = serde_json::from_str(&line).unwrap_or_else(|e| {
-            panic!("{e}: {}", fs::read_to_string(mesh.folder.join("agent.log")).unwrap_or_default())
-        });
+        let cache = mesh.folder.join("modules");
+        let said = mesh.spawn(
+            Command::new(&agent)
+                .args(["-pilot", &pilot, "-image"])
+                .arg(layout)
+                .arg("-cache")
+                .arg(cache),
+        );
         let text = |key: &str| said[key].as_str().expect("text").to_owned();
         mesh.xds = text("xds").parse().expect("an address");
         mesh.images = format!("{}/ws-clean-close", text("registry"));
         mesh.fetch = text("fetch");
         Some(mesh)
+    }
+
+    /// A file to write a log into.
+    fn file(&self, name: &str) -> fs::File {
+        let file = fs::File::options().create(true).append(true).open(self.folder.join(name));
+        file.expect("the lab's folder is writable")
+    }
+
+    /// Starts the agent; gives what it says of itself.
+    fn spawn(&mut self, command: &mut Command) -> Value {
+        let mut log = self.file("agent.log");
+        let errors = log.try_clone().expect("a file");
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
+        let mut agent = command.spawn().expect("the agent starts");
+        let mut line = String::new();
+        let mut lines = BufReader::new(agent.stdout.take().expect("piped"));
+        lines.read_line(&mut line).expect("a line");
+        self.processes.push(agent);
+        // Istio's own log follows.
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut log));
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {}", self.log()))
     }
 
     fn wait_for<T>(&self, what: &str, ready: impl Fn() -> Option<T>) -> T {
