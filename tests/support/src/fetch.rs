@@ -136,7 +136,7 @@ pub fn go_install(package: &str, program: &str) -> Option<PathBuf> {
 pub fn go() -> Option<PathBuf> {
     let go = on_path("go");
     if go.is_none() {
-        notice("SKIPPED: no go: install Go 1.24 or later from https://go.dev/dl");
+        notice("SKIPPED: no go: install Go 1.26 or later from https://go.dev/dl");
     }
     go
 }
