@@ -383,13 +383,12 @@ async fn baselines() {
     }
 }
 
-/// Two HTTPS servers on a port: Istio gives the network half to the first filter chain only. The way
-/// round reaches both.
-async fn per_chain(release: Release, manifest: &str) {
-    let Some(mesh) = Mesh::start(release, &layout()) else { return };
-    let sample = Sample::start(&mesh).await;
+/// Hosts of the two HTTPS servers of [`two_servers`].
+const TWO: [&str; 2] = ["a.example.com", "localhost"];
+
+/// The sample application's gateway with two HTTPS servers on its port.
+fn two_servers(sample: &Sample) -> String {
     let (certificate, key) = tls::certificate();
-    let hosts = ["a.example.com", "localhost"];
     let server = |name: &str, host: &str| {
         format!(
             "
@@ -404,9 +403,15 @@ async fn per_chain(release: Release, manifest: &str) {
     let routes = file("examples/sample-app/gateway.yaml");
     let (before, after) = routes.split_once("  servers:\n").expect("servers");
     let (_, after) = after.split_once("---").expect("a VirtualService");
-    let two =
-        format!("{before}  servers:{}{}\n---{after}", server("a", hosts[0]), server("all", "*"));
-    mesh.apply("gateway", &two);
+    format!("{before}  servers:{}{}\n---{after}", server("a", TWO[0]), server("all", "*"))
+}
+
+/// Two HTTPS servers on a port: Istio gives the network half to the first filter chain only. The way
+/// round reaches both.
+async fn per_chain(release: Release, manifest: &str) {
+    let Some(mesh) = Mesh::start(release, &layout()) else { return };
+    let sample = Sample::start(&mesh).await;
+    mesh.apply("gateway", &two_servers(&sample));
     mesh.apply("plugin", &with_image(&mesh, manifest));
     let [gateway, _sidecar] = sample.proxies(&mesh);
     let port = sample.gateway.port();
@@ -414,9 +419,9 @@ async fn per_chain(release: Release, manifest: &str) {
 
     // The trap. Should Istio mend it, this fails, and the way round is not needed any more.
     assert_eq!(stand(), [(true, true), (false, true)]);
-    prompt(sample.gateway, true, hosts[0]).await;
+    prompt(sample.gateway, true, TWO[0]).await;
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
-    late(sample.gateway, true, hosts[1]).await;
+    late(sample.gateway, true, TWO[1]).await;
     assert_eq!(gateway.metric("websocket.unpaired"), 2);
     // As an operator sees it.
     let url = format!("wss://localhost:{port}{}", path(Behaviour::Waits, true, 4321));
@@ -430,7 +435,7 @@ async fn per_chain(release: Release, manifest: &str) {
 
     mesh.apply("per-chain", &with_image(&mesh, "network-per-chain.yaml"));
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
-    for host in hosts {
+    for host in TWO {
         prompt(sample.gateway, true, host).await;
     }
     let said = probe();
@@ -499,6 +504,45 @@ async fn plain_request(address: SocketAddr) -> String {
     String::from_utf8_lossy(&body).into_owned()
 }
 
+/// What the comments in wasm-plugin.yaml offer, to begin with less than the mesh: which proxies it reaches.
+#[tokio::test(flavor = "multi_thread")]
+async fn less_than_the_mesh() {
+    let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
+    let sample = Sample::start(&mesh).await;
+    let proxies = sample.proxies(&mesh);
+    let ports = [sample.gateway.port(), sample.sidecar.port()];
+    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(halves).collect::<Vec<_>>();
+    let manifest = with_image(&mesh, "wasm-plugin.yaml");
+    let spec = |more: &str| manifest.replace("\nspec:\n", &format!("\nspec:\n{more}\n"));
+    let workload = |labels: &str| spec(&format!("  selector: {{ matchLabels: {{ {labels} }} }}"));
+    let matching = |mode: &str, port: u16| {
+        spec(&format!("  match: [{{ mode: {mode}, ports: [{{ number: {port} }}] }}]"))
+    };
+    let in_default = |text: String| text.replace("namespace: istio-system", "namespace: default");
+    for (what, text, reached) in [
+        ("the mesh", manifest.clone(), [true, true]),
+        ("one gateway", workload("istio: ingressgateway"), [true, false]),
+        ("one workload", in_default(workload("app: wssample")), [false, true]),
+        ("one namespace", in_default(manifest.clone()), [false, true]),
+        ("ports of a workload", matching("SERVER", ports[1]), [false, true]),
+        ("ports of a gateway", matching("CLIENT", ports[0]), [true, false]),
+        ("other ports", matching("CLIENT_AND_SERVER", 1), [false, false]),
+    ] {
+        // From what it is not, else what stood before could be taken for it.
+        let (before, other) =
+            if reached == [false; 2] { (&manifest[..], [true; 2]) } else { ("", [false; 2]) };
+        for (text, reached) in [(before, other), (&text, reached)] {
+            mesh.apply("plugin", text);
+            for (i, reached) in reached.into_iter().enumerate() {
+                wait_until(
+                    || stand(i).iter().all(|halves| *halves == (reached, reached)),
+                    || format!("{what}, proxy {i}: {:?}", stand(i)),
+                );
+            }
+        }
+    }
+}
+
 /// Both halves from a file of the proxy's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn local_file() {
@@ -508,12 +552,27 @@ async fn local_file() {
     let manifest = file("envoyfilter/filter-local-file.yaml");
     assert_eq!(manifest.matches(there).count(), 2);
     mesh.apply("filter", &manifest.replace(there, &fetch::module().display().to_string()));
-    let [_gateway, sidecar] = sample.proxies(&mesh);
+    let [gateway, sidecar] = sample.proxies(&mesh);
     for chain in chains(&sidecar, sample.sidecar.port()) {
         assert_eq!(halves(&chain), (true, true), "{chain:#}");
     }
     core_closes(sample.sidecar).await;
     assert_eq!(sidecar.metric("websocket.unpaired"), 0);
+
+    // As network-per-chain.yaml says: on the chains of a gateway.
+    mesh.apply("gateway", &two_servers(&sample));
+    let manifest = manifest.replace(there, &fetch::module().display().to_string());
+    let manifest = manifest
+        .replace("context: SIDECAR_INBOUND", "context: GATEWAY")
+        .replace("namespace: default", "namespace: istio-system")
+        .replace("app: wssample", "istio: ingressgateway");
+    mesh.apply("filter-of-gateways", &manifest);
+    let stand = || chains(&gateway, sample.gateway.port()).iter().map(halves).collect::<Vec<_>>();
+    wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
+    for host in TWO {
+        prompt(sample.gateway, true, host).await;
+    }
+    assert_eq!(gateway.metric("websocket.unpaired"), 0);
 }
 
 /// The manifests of a release: those whose kinds it knows.
