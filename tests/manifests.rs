@@ -149,6 +149,25 @@ fn wrong_manifests_are_refused() {
     assert!(check(&schemas, &nameless).is_err());
 }
 
+/// The variants that wasm-plugin.yaml offers in comments are as right as the rest.
+#[test]
+fn commented_variants_fit_the_crds() {
+    let Some(schemas) = schemas() else { return };
+    let text = fs::read_to_string(fetch::root().join("wasm-plugin.yaml")).expect("it is there");
+    let (plugin, _) = text.split_once("---").expect("two WasmPlugins");
+    for key in ["selector", "targetRefs", "match"] {
+        // From the key to the next line that is empty but for its #.
+        let (_, variant) = plugin.split_once(&format!("  # {key}:\n")).expect(key);
+        let (variant, _) = variant.split_once("  #\n").unwrap_or((variant, ""));
+        let lines = variant.lines().map_while(|line| line.strip_prefix("  # "));
+        let variant: String = lines.map(|line| format!("  {line}\n")).collect();
+        let with = plugin.replace("\nspec:\n", &format!("\nspec:\n  {key}:\n{variant}"));
+        let value: Value = lab::manifests::parse(&with).remove(0);
+        assert!(!value["spec"][key].is_null(), "{with}");
+        check(&schemas, &value).unwrap_or_else(|e| panic!("{key}: {e}\n{with}"));
+    }
+}
+
 /// Every configuration of the module in a manifest, with where it stands: a WasmPlugin's is an
 /// object, an EnvoyFilter's is text.
 fn plugin_configs(value: &Value, found: &mut Vec<(&'static str, String)>) {

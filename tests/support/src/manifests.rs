@@ -25,13 +25,19 @@ impl fmt::Display for Manifest {
     }
 }
 
+/// The documents of a text.
+///
+/// # Panics
+/// Where it is not YAML.
+pub fn parse(text: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(text).unwrap_or_else(|e| panic!("{e}:\n{text}"))
+}
+
 /// The documents of a file.
 ///
 /// # Panics
-/// With the file's name, where it cannot be read as YAML.
+/// Where it cannot be read as YAML.
 pub fn documents(file: &Path) -> Vec<Manifest> {
     let text = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-    let values: Vec<Value> =
-        serde_saphyr::from_multiple(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-    values.into_iter().map(|value| Manifest { file: file.to_owned(), value }).collect()
+    parse(&text).into_iter().map(|value| Manifest { file: file.to_owned(), value }).collect()
 }
