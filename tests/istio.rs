@@ -206,6 +206,13 @@ async fn core_closes(address: SocketAddr) {
     }
 }
 
+/// What the probe says of an address whose server closes.
+fn probe(url: &str) -> String {
+    let mut probe = Command::new(fetch::example("probe"));
+    let output = probe.args([url, "--server-close", "--insecure"]).output();
+    String::from_utf8_lossy(&output.expect("the probe runs").stdout).into_owned()
+}
+
 fn wait_until(mut reached: impl FnMut() -> bool, what: impl Fn() -> String) {
     let patience = Instant::now() + Duration::from_secs(30);
     while !reached() {
@@ -358,6 +365,7 @@ async fn baselines() {
     let proxies = sample.proxies(&mesh);
     let ports = [sample.gateway.port(), sample.sidecar.port()];
     let zero = Some("0s".to_owned());
+    let url = format!("ws://{}{}", sample.gateway, path(Behaviour::Waits, true, 4321));
     for (name, reached) in [
         ("delayed-close-timeout", [true, true]),
         ("delayed-close-timeout-gateways", [true, false]),
@@ -377,8 +385,13 @@ async fn baselines() {
             }
             if reached == [true, true] {
                 prompt(sample.gateway, false, "localhost").await;
+                let said = probe(&url);
+                assert!(said.contains("verdict    clean in "), "{said}");
             }
         }
+        // As the walk-through of the sample application has it.
+        let said = probe(&url);
+        assert!(said.contains("verdict    2.0 s late: two proxies; older Chrome"), "{said}");
         late(sample.gateway, false, "localhost").await;
     }
 }
@@ -425,12 +438,7 @@ async fn per_chain(release: Release, manifest: &str) {
     assert_eq!(gateway.metric("websocket.unpaired"), 2);
     // As an operator sees it.
     let url = format!("wss://localhost:{port}{}", path(Behaviour::Waits, true, 4321));
-    let probe = || {
-        let mut probe = Command::new(fetch::example("probe"));
-        let output = probe.args([&url, "--server-close", "--insecure"]).output();
-        String::from_utf8_lossy(&output.expect("the probe runs").stdout).into_owned()
-    };
-    let said = probe();
+    let said = probe(&url);
     assert!(said.contains("1.0 s late: one proxy with a delayed close"), "{said}");
 
     mesh.apply("per-chain", &with_image(&mesh, "network-per-chain.yaml"));
@@ -438,7 +446,7 @@ async fn per_chain(release: Release, manifest: &str) {
     for host in TWO {
         prompt(sample.gateway, true, host).await;
     }
-    let said = probe();
+    let said = probe(&url);
     assert!(said.contains("verdict    clean in "), "{said}");
     assert_eq!(gateway.metric("websocket.unpaired"), 3);
 }
