@@ -132,13 +132,17 @@ pub fn go_install(package: &str, program: &str) -> Option<PathBuf> {
     Some(wanted)
 }
 
-/// Go; `None`, with a notice, where it is missing.
+/// Go; `None`, with one notice, where it is missing.
 pub fn go() -> Option<PathBuf> {
-    let go = on_path("go");
-    if go.is_none() {
-        notice("SKIPPED: no go: install Go 1.26 or later from https://go.dev/dl");
-    }
-    go
+    static GO: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let go = on_path("go");
+        if go.is_none() {
+            notice("SKIPPED what needs Go: install Go 1.26 or later from https://go.dev/dl");
+        }
+        go
+    };
+    GO.get_or_init(find).clone()
 }
 
 /// Runs `fetch` where `wanted` is not there yet; one process at a time.
