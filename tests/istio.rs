@@ -1,6 +1,7 @@
 //! What is shipped for Istio, through Istio itself: its command line, its control plane, its fetcher of
 //! images, and Envoys with the configuration that comes of it. `make test-istio`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use lab::istio::{Mesh, Proxy, Release, ISTIO_1_28, ISTIO_1_31};
-use lab::manifests::documents;
+use lab::manifests::shipped;
 use lab::server::{path, Behaviour};
 use lab::{envoy, fetch, tls, wire, Client, Ending, Envoy, Plan, Server};
 use serde_json::Value;
@@ -583,28 +584,17 @@ async fn local_file() {
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
 }
 
-/// The manifests of a release: those whose kinds it knows.
-fn known(release: Release) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for folder in ["", "envoyfilter", "examples", "examples/sample-app"] {
-        let folder = fetch::root().join(folder);
-        for path in fs::read_dir(&folder).expect("the folder is there").flatten().map(|e| e.path())
-        {
-            if path.extension().is_some_and(|e| e == "yaml") {
-                let documents = documents(&path);
-                let kind = |kind: &str| documents.iter().any(|d| d.value["kind"] == kind);
-                let resources = documents.iter().all(|d| d.value["kind"].is_string());
-                if resources && (release.version > "1.30" || !kind("TrafficExtension")) {
-                    files.push(path);
-                }
-            }
-        }
-    }
-    files.sort();
-    files
+/// The files of manifests that a release knows the kinds of.
+fn known(release: Release) -> BTreeSet<PathBuf> {
+    let knows = |kind: &Value| release.version > "1.30" || kind != "TrafficExtension";
+    shipped().into_iter().filter(|m| knows(&m.value["kind"])).map(|m| m.file).collect()
 }
 
-fn istioctl(release: Release, arguments: &[&str], files: &[PathBuf]) -> Option<Output> {
+fn istioctl(
+    release: Release,
+    arguments: &[&str],
+    files: impl IntoIterator<Item = PathBuf>,
+) -> Option<Output> {
     let mut command = Command::new(release.programs()?.join("istioctl"));
     Some(command.args(arguments).args(files).output().expect("istioctl runs"))
 }
@@ -617,7 +607,7 @@ fn validated_and_analyzed() {
         assert!(files.len() >= 10, "{files:?}");
         for file in &files {
             let name = file.display().to_string();
-            let Some(output) = istioctl(release, &["validate", "-f", &name], &[]) else { return };
+            let Some(output) = istioctl(release, &["validate", "-f", &name], []) else { return };
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{}, {name}: {said}", release.version);
             // Of every EnvoyFilter istioctl says that it is one.
@@ -628,7 +618,7 @@ fn validated_and_analyzed() {
         }
         let arguments =
             ["analyze", "--use-kube=false", "--failure-threshold", "Warning", "--output", "json"];
-        let Some(output) = istioctl(release, &arguments, &files) else { return };
+        let Some(output) = istioctl(release, &arguments, files) else { return };
         let messages: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         println!("{}: {messages:#}", release.version);
         assert!(output.status.success(), "{}: {messages:#}", release.version);
@@ -645,7 +635,7 @@ fn wrong_manifests_are_found() {
         assert!(text.contains(from));
         fs::write(&wrong, text.replace(from, to)).expect("the lab's folder is writable");
         let name = wrong.display().to_string();
-        let Some(output) = istioctl(ISTIO_1_28, &["validate", "-f", &name], &[]) else { return };
+        let Some(output) = istioctl(ISTIO_1_28, &["validate", "-f", &name], []) else { return };
         assert!(!output.status.success(), "{from} as {to}: {output:?}");
     }
     // No such gateway: a reference that leads nowhere.
@@ -653,7 +643,7 @@ fn wrong_manifests_are_found() {
         file("examples/sample-app/gateway.yaml").replace("    - wssample\n", "    - another\n");
     fs::write(&wrong, text).expect("the lab's folder is writable");
     let arguments = ["analyze", "--use-kube=false", "--failure-threshold", "Warning"];
-    let Some(output) = istioctl(ISTIO_1_28, &arguments, &[wrong]) else { return };
+    let Some(output) = istioctl(ISTIO_1_28, &arguments, [wrong]) else { return };
     assert!(!output.status.success(), "{output:?}");
     fs::remove_dir_all(folder).expect("it was written");
 }

@@ -2,28 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lab::fetch;
-use lab::manifests::{documents, Manifest};
+use lab::manifests::{documents, shipped};
 use serde_json::{json, Value};
 use ws_clean_close::config::Config;
 
 /// Kubernetes' own kinds, which have no CRD.
-const BUILT_IN: [&str; 3] = ["v1/Service", "apps/v1/Deployment", "v1/Namespace"];
-
-/// Every YAML file of the project that holds Kubernetes resources.
-fn manifests() -> Vec<Manifest> {
-    let mut files = Vec::new();
-    for folder in ["", "envoyfilter", "examples", "examples/sample-app"] {
-        let folder = fetch::root().join(folder);
-        let entries = fs::read_dir(&folder).expect("the folder is there").flatten();
-        let yaml = |path: &PathBuf| path.extension().is_some_and(|e| e == "yaml");
-        files.extend(entries.map(|entry| entry.path()).filter(yaml));
-    }
-    files.sort();
-    files.iter().flat_map(|file| documents(file)).filter(|m| m.value["kind"].is_string()).collect()
-}
+const BUILT_IN: [&str; 2] = ["v1/Service", "apps/v1/Deployment"];
 
 /// The schemas of the CRDs by `apiVersion/kind`; `None`, with a notice, where there is no such file.
 fn schemas() -> Option<BTreeMap<String, Value>> {
@@ -96,7 +83,7 @@ fn check(schemas: &BTreeMap<String, Value>, value: &Value) -> Result<(), String>
 #[test]
 fn fit_the_crds() {
     let Some(schemas) = schemas() else { return };
-    let manifests = manifests();
+    let manifests = shipped();
     let kinds: Vec<_> = manifests.iter().filter_map(|m| m.value["kind"].as_str()).collect();
     for kind in ["WasmPlugin", "TrafficExtension", "EnvoyFilter", "Gateway", "Telemetry"] {
         assert!(kinds.contains(&kind), "no {kind} among {kinds:?}");
@@ -111,7 +98,7 @@ fn fit_the_crds() {
 fn wrong_manifests_are_refused() {
     let Some(schemas) = schemas() else { return };
     let find = |kind: &str| {
-        let found = manifests().into_iter().find(|m| m.value["kind"] == kind);
+        let found = shipped().into_iter().find(|m| m.value["kind"] == kind);
         found.unwrap_or_else(|| panic!("no {kind}")).value
     };
     for (kind, pointer, key, wrong, says) in [
@@ -205,7 +192,7 @@ fn plugin_configs(value: &Value, found: &mut Vec<(&'static str, String)>) {
 fn plugin_configs_are_accepted() {
     let envoy = documents(Path::new(&fetch::root().join("examples/envoy.yaml")));
     let mut count = 0;
-    for manifest in manifests().into_iter().chain(envoy) {
+    for manifest in shipped().into_iter().chain(envoy) {
         let mut configs = Vec::new();
         plugin_configs(&manifest.value, &mut configs);
         for (layer, text) in configs {
@@ -224,7 +211,7 @@ fn plugin_configs_are_accepted() {
 #[test]
 fn one_image() {
     let mut urls = Vec::new();
-    for manifest in manifests() {
+    for manifest in shipped() {
         let text = manifest.value.to_string();
         urls.extend(text.split('"').filter(|t| t.starts_with("oci://")).map(str::to_owned));
     }
