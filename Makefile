@@ -3,14 +3,17 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm table picture clean
+.PHONY: help demo test test-istio test-matrix lint wasm image table picture clean
 .PHONY: bench bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    default, baseline and filter side by side on real Envoys (a minute, once built)"
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
+	@echo "make test-istio   the manifests through Istio's own control plane and tools (needs Go)"
+	@echo "make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
 	@echo "make wasm    only the module: $(MODULE)"
+	@echo "make image   the module as OCI image, layout and archive, in target/image"
 	@echo "make table   measure the README's table of scenarios and write it there"
 	@echo "make bench   what the filter costs: time, memory, size; ten minutes"
 	@echo "make bench-report   write what it found into docs/performance.md and docs/plots"
@@ -32,15 +35,28 @@ wasm:
 	@scripts/build-module
 	@echo "$(MODULE): $$(wc -c < $(MODULE)) bytes"
 
+# IMAGE=registry/name:tag is where it is going to be pushed: set in the manifests beside it.
+image: wasm
+	@cargo run --quiet --example image -- $(if $(IMAGE),--image $(IMAGE))
+
 demo: tools
 	@cargo run --quiet --example demo
 
 test: tools lint
 	cargo test --workspace
 
+# What is shipped for Istio, through Istio itself.
+test-istio: tools lint
+	cargo test --test istio
+
+# The core tests on Envoy 1.36 to 1.40; the results go into docs/compatibility.md.
+test-matrix: tools lint
+	@scripts/test-matrix
+
 lint: wasm
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --test istio -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings
 
 # Measures the README's table of scenarios anew.

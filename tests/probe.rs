@@ -7,16 +7,7 @@ use lab::{fetch, Mode, Server, Setup};
 use serde_json::Value;
 
 fn probe(arguments: &[&str]) -> Output {
-    let binary = fetch::root().join("target/debug/examples/probe");
-    fetch::run(Command::new("cargo").current_dir(fetch::root()).args([
-        "build",
-        "--quiet",
-        "--example",
-        "probe",
-        "--target-dir",
-        "target",
-    ]));
-    Command::new(binary).args(arguments).output().expect("the probe runs")
+    Command::new(fetch::example("probe")).args(arguments).output().expect("the probe runs")
 }
 
 fn stdout(output: &Output) -> String {

@@ -120,14 +120,31 @@ impl Client {
     /// # Errors
     /// Where the opening handshake fails.
     pub async fn over(tcp: TcpStream, tls: bool, path: &str) -> io::Result<Self> {
+        Self::over_with(tcp, tls, "localhost", path).await
+    }
+
+    /// Opens a WebSocket with one of many hosts at an address.
+    ///
+    /// # Errors
+    /// Where the connection or the opening handshake fails.
+    pub async fn open_at(
+        address: SocketAddr,
+        tls: bool,
+        host: &str,
+        path: &str,
+    ) -> io::Result<Self> {
+        Self::over_with(TcpStream::connect(address).await?, tls, host, path).await
+    }
+
+    async fn over_with(tcp: TcpStream, tls: bool, host: &str, path: &str) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
         let mut stream: Box<dyn Stream> = if tls {
-            let name = ServerName::try_from("localhost").expect("a DNS name");
+            let name = ServerName::try_from(host.to_owned()).expect("a DNS name");
             Box::new(tls::connector().connect(name, tcp).await?)
         } else {
             Box::new(tcp)
         };
-        stream.write_all(wire::opening_handshake(path).as_bytes()).await?;
+        stream.write_all(wire::opening_handshake_at(host, path).as_bytes()).await?;
         let (head, rest) = wire::read_head(&mut stream).await?;
         if !head.starts_with("HTTP/1.1 101 ") {
             return Err(io::Error::other(format!("no upgrade: {head}")));

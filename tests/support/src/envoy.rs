@@ -383,9 +383,16 @@ fn socket_address(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
 
+/// A folder for one Envoy.
+fn run_folder(name: &str) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, Relaxed);
+    fetch::folder(&format!("run/{name}-{}-{n}", std::process::id()))
+}
+
 /// Holds a port for an Envoy that binds it with SO_REUSEPORT, as listeners do by default: nobody
 /// else is given the port, and this socket, which never listens, is given no connection.
-pub(crate) fn hold_port() -> (Socket, u16) {
+pub fn hold_port() -> (Socket, u16) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_port(true).expect("SO_REUSEPORT");
     socket.bind(&local(0).into()).expect("a free port");
@@ -426,43 +433,63 @@ pub struct Envoy {
 
 impl Envoy {
     fn start(setup: &Setup, server: SocketAddr) -> Result<Self, String> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let n = COUNT.fetch_add(1, Relaxed);
-        let folder =
-            fetch::folder(&format!("run/{}-{}-{}", setup.mode.name(), std::process::id(), n));
+        let folder = run_folder(setup.mode.name());
         let (held, ports): (Vec<_>, Vec<_>) = (0..setup.hops).map(|_| hold_port()).unzip();
         let config = setup.config(&ports, server, &folder);
-        let file = |name: &str| folder.join(name);
-        fs::write(file("envoy.json"), format!("{config:#}")).expect("the lab's folder is writable");
-        let log = fs::File::create(file("envoy.log")).expect("the lab's folder is writable");
         let mut command = Command::new(fetch::envoy());
         command
-            .arg("--config-path")
-            .arg(file("envoy.json"))
             .args(["--use-dynamic-base-id", "--concurrency", &setup.workers.to_string()])
             // xDS, from files too, wants names.
             .args(["--service-node", "lab", "--service-cluster", "lab"])
             .args(["--log-level", "warning", "--component-log-level"])
-            .arg(format!("wasm:{}", setup.log))
+            .arg(format!("wasm:{}", setup.log));
+        let hops = ports.into_iter().map(local).collect();
+        Self::launch(command, &folder, &format!("{config:#}"), hops, setup.clone(), held)
+    }
+
+    /// Starts an Envoy with a configuration of somebody else, JSON or YAML, whose listeners are
+    /// `hops`. `command` is how: Envoy itself, or what runs it.
+    ///
+    /// # Errors
+    /// Envoy's log, where it does not start.
+    pub fn run(command: Command, config: &str, hops: Vec<SocketAddr>) -> Result<Self, String> {
+        let folder = run_folder("other");
+        Self::launch(command, &folder, config, hops, Setup::new(Mode::Filter), Vec::new())
+    }
+
+    fn launch(
+        mut command: Command,
+        folder: &Path,
+        config: &str,
+        hops: Vec<SocketAddr>,
+        setup: Setup,
+        held: Vec<Socket>,
+    ) -> Result<Self, String> {
+        let file = |name: &str| folder.join(name);
+        fs::write(file("envoy.yaml"), config).expect("the lab's folder is writable");
+        let log = fs::File::create(file("envoy.log")).expect("the lab's folder is writable");
+        command
+            .arg("--config-path")
+            .arg(file("envoy.yaml"))
             .arg("--admin-address-path")
             .arg(file("admin"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file"))
             .stderr(log);
-        let mut process =
-            spawn(command).map_err(|e| format!("cannot run {}: {e}", fetch::envoy().display()))?;
+        let program = command.get_program().to_owned();
+        let mut process = spawn(command)
+            .map_err(|e| format!("cannot run {}: {e}", Path::new(&program).display()))?;
         let patience = Instant::now() + Duration::from_secs(60);
         loop {
             let admin = fs::read_to_string(file("admin")).ok().and_then(|a| a.trim().parse().ok());
             if let Some(admin) = admin {
                 if get(admin, "/ready").is_some_and(|text| text.trim() == "LIVE") {
-                    let hops = ports.into_iter().map(local).collect();
                     return Ok(Self {
                         process,
                         admin,
                         hops,
-                        folder,
-                        setup: setup.clone(),
+                        folder: folder.to_owned(),
+                        setup,
                         updates: 0,
                         _held: held,
                     });

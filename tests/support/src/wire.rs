@@ -119,8 +119,13 @@ impl Frames {
 
 /// The request that opens a WebSocket (RFC 6455 §4.1), with the RFC's own key.
 pub fn opening_handshake(path: &str) -> String {
+    opening_handshake_at("localhost", path)
+}
+
+/// The same, to one of many hosts.
+pub fn opening_handshake_at(host: &str, path: &str) -> String {
     format!(
-        "GET {path} HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\n\
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nupgrade: websocket\r\n\
          connection: Upgrade\r\nsec-websocket-version: 13\r\n\
          sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )

@@ -1,0 +1,161 @@
+//! `make image`: the same digests each time, and a layout that holds what it says.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lab::fetch;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// What `make image` writes and prints.
+fn make(name: &str) -> (PathBuf, String) {
+    let folder = fetch::folder(&format!("image-{}-{name}", std::process::id()));
+    let mut command = Command::new(fetch::example("image"));
+    let printed = fetch::run(command.args(["--image", "localhost:5000/x:1", "--to"]).arg(&folder));
+    (folder, printed)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).expect("JSON")
+}
+
+/// The bytes of a blob, which are as many and of the digest that its descriptor says.
+fn blob(layout: &Path, descriptor: &Value) -> Vec<u8> {
+    let digest = descriptor["digest"].as_str().expect("a digest");
+    let digest = digest.strip_prefix("sha256:").expect("SHA-256");
+    let bytes = fs::read(layout.join("blobs/sha256").join(digest)).expect("the blob is there");
+    assert_eq!(hex(&bytes), digest);
+    assert_eq!(descriptor["size"], bytes.len());
+    bytes
+}
+
+fn untar(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut archive = tar::Archive::new(Cursor::new(bytes));
+    let entries = archive.entries().expect("a tar archive").map(|entry| {
+        let mut entry = entry.expect("an entry");
+        let name = entry.path().expect("a name").to_string_lossy().into_owned();
+        assert_eq!(entry.header().mtime().expect("a time"), 0, "{name}");
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).expect("its bytes");
+        (name, bytes)
+    });
+    entries.collect()
+}
+
+#[test]
+fn the_same_twice() {
+    let (first, printed) = make("first");
+    let (second, _) = make("second");
+    let files = |folder: &Path| {
+        let mut files = BTreeSet::new();
+        let mut folders = vec![folder.to_owned()];
+        while let Some(inner) = folders.pop() {
+            for entry in fs::read_dir(inner).expect("a folder").flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let name = path.strip_prefix(folder).expect("inside").to_owned();
+                files.insert((name, hex(&fs::read(&path).expect("a file"))));
+            }
+        }
+        files
+    };
+    assert_eq!(files(&first), files(&second));
+    // Where the crates of whoever built it lie must not be in the module: it would be another elsewhere.
+    let module = fs::read(first.join("plugin.wasm")).expect("written");
+    let home = std::env::var("HOME").map(|home| format!("{home}/.cargo"));
+    let home = std::env::var("CARGO_HOME").or(home).expect("a home");
+    let text = String::from_utf8_lossy(&module);
+    assert!(!text.contains(&home), "{home} is in the module");
+    assert!(printed.contains(&hex(&module)), "{printed}");
+    for folder in [first, second] {
+        fs::remove_dir_all(folder).expect("it was written");
+    }
+}
+
+#[test]
+fn the_layout_holds_what_it_says() {
+    let (folder, printed) = make("layout");
+    let module = fs::read(fetch::module()).expect("it has been built");
+    let layout = folder.join("layout");
+    let read = |name: &str| fs::read(layout.join(name)).expect(name);
+    assert_eq!(json(&read("oci-layout"))["imageLayoutVersion"], "1.0.0");
+    let index = json(&read("index.json"));
+    let [image, artefact] = index["manifests"].as_array().expect("manifests").as_slice() else {
+        panic!("two forms: {index}");
+    };
+    let mut named = BTreeSet::from(["oci-layout".to_owned(), "index.json".to_owned()]);
+    for (descriptor, config_type, layer_types) in [
+        (
+            image,
+            "application/vnd.oci.image.config.v1+json",
+            &["application/vnd.oci.image.layer.v1.tar+gzip"][..],
+        ),
+        (
+            artefact,
+            "application/vnd.module.wasm.config.v1+json",
+            &[
+                "application/vnd.module.wasm.config.v1+json",
+                "application/vnd.module.wasm.content.layer.v1+wasm",
+            ],
+        ),
+    ] {
+        assert!(printed.contains(descriptor["digest"].as_str().expect("a digest")), "{printed}");
+        let manifest = json(&blob(&layout, descriptor));
+        assert_eq!(manifest["mediaType"], descriptor["mediaType"]);
+        assert_eq!(manifest["config"]["mediaType"], config_type);
+        let layers = manifest["layers"].as_array().expect("layers");
+        let types: Vec<_> =
+            layers.iter().map(|l| l["mediaType"].as_str().expect("a type")).collect();
+        assert_eq!(types, layer_types);
+        for descriptor in layers.iter().chain([descriptor, &manifest["config"]]) {
+            blob(&layout, descriptor);
+            named.insert(
+                descriptor["digest"].as_str().expect("text").replace("sha256:", "blobs/sha256/"),
+            );
+        }
+        let last = blob(&layout, layers.last().expect("a layer"));
+        if layers.len() == 1 {
+            let mut tar = Vec::new();
+            flate2::read::GzDecoder::new(last.as_slice()).read_to_end(&mut tar).expect("gzip");
+            assert_eq!(untar(&tar), [("plugin.wasm".to_owned(), module.clone())]);
+            let config = json(&blob(&layout, &manifest["config"]));
+            assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(&tar)));
+        } else {
+            assert_eq!(last, module);
+        }
+    }
+    // The archive is the layout, and neither has anything that nobody names.
+    let archive = fs::read_dir(&folder).expect("a folder").flatten().map(|entry| entry.path());
+    let archive = archive.filter(|path| path.extension().is_some_and(|e| e == "tar"));
+    let archive = fs::read(archive.last().expect("an archive")).expect("an archive");
+    let mut names = BTreeSet::new();
+    for (name, bytes) in untar(&archive) {
+        assert_eq!(read(&name), bytes, "{name}");
+        names.insert(name);
+    }
+    assert_eq!(names, named);
+
+    // The manifests beside it name it.
+    let digest = image["digest"].as_str().expect("text").replace("sha256:", "sha256: \"") + "\"\n";
+    for (file, times) in [
+        ("wasm-plugin.yaml", 2),
+        ("traffic-extension.yaml", 2),
+        ("network-per-chain.yaml", 1),
+        ("filter-low-cost.yaml", 1),
+    ] {
+        let text = fs::read_to_string(folder.join(file)).expect(file);
+        assert_eq!(text.matches(&digest).count(), times, "{file}");
+        assert_eq!(text.matches("oci://localhost:5000/x:1\n").count(), times, "{file}");
+    }
+    fs::remove_dir_all(folder).expect("it was written");
+}
