@@ -19,7 +19,7 @@ impl HostChunk {
     /// their payloads are copied with them.
     const NEAR: usize = 16 * 1024;
     /// How much is copied then. More would save calls, but leave the processor's cache.
-    const WINDOW: usize = 64 * 1024;
+    const WINDOW: usize = 256 * 1024;
     /// What is left of a chunk is copied whole where it is no more than this.
     const SMALL: usize = 4096;
 
