@@ -150,13 +150,18 @@ async fn quiet_clients_of_hasty_servers() {
             }
         }
     }
+    let mut clean = 0;
     for _ in 0..CLOSES {
         let path = path(Behaviour::Hasty, true, SERVER_CODE);
         let client = Client::open(filter.address(), false, &path).await.expect("a WebSocket");
         let plan = Plan { distance: Duration::from_millis(1), ..Plan::default() };
         let ending = client.run(&plan).await;
-        assert!(ending.is_clean() && PROMPT.contains(&ending.ms()), "{ending:?}");
+        assert_eq!(ending.code(), SERVER_CODE, "{ending:?}");
+        assert!(PROMPT.contains(&ending.ms()), "{ending:?}");
+        clean += usize::from(ending.is_clean());
     }
+    // All, unless a busy machine stops Envoy for that millisecond between its `write` and its `close`.
+    assert!(clean >= CLOSES * 9 / 10, "{clean} of {CLOSES} a millisecond away");
     let [baseline, filter] = fins;
     println!("FIN in {baseline} (baseline) and {filter} (filter) of {}", ROUNDS * CLOSES);
     // Seen: 126 and 198. How soon a client on the same machine answers is the scheduler's choice.
