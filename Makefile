@@ -3,16 +3,19 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm table bench picture clean
+.PHONY: help demo demo-page test lint wasm table bench picture page-picture release clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    default, baseline and filter side by side on real Envoys (a minute, once built)"
+	@echo "make demo-page   the same in your own browser: a page on localhost, until Ctrl-C"
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
 	@echo "make wasm    only the module: $(MODULE)"
 	@echo "make table   measure the README's table of scenarios and write it there"
 	@echo "make bench   what the filter costs: Envoy's CPU time with and without it"
 	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
+	@echo "make page-picture   take the demo page's pictures, docs/demo-page.png and docs/close.svg"
+	@echo "make release the module, its image, the manifests and their checksums, in target/dist"
 	@echo "make clean   everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
@@ -31,6 +34,10 @@ wasm:
 
 demo: tools
 	@cargo run --quiet --example demo
+
+# PORT=n: another port than 8710; 0 is any that is free.
+demo-page: tools
+	@cargo run --quiet --example demo_page -- $(if $(PORT),--port $(PORT))
 
 test: tools lint
 	cargo test --workspace
@@ -51,6 +58,14 @@ bench: tools
 # Draws docs/dashboard.svg from a minute of real numbers.
 picture: tools
 	cargo run --quiet --example dashboard_picture
+
+# Takes the demo page's pictures: one with what it counts, and one close in motion.
+page-picture: tools
+	cargo run --quiet --example demo_page -- --port 0 --pictures
+
+# What is published, in target/dist; IMAGE as for `make image`. The same bytes from the same code.
+release: image
+	@scripts/release
 
 clean:
 	cargo clean

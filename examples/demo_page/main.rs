@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod pictures;
 mod site;
 
 #[derive(Parser)]
@@ -12,6 +13,9 @@ struct Arguments {
     /// The page's port on localhost; 0 is any that is free.
     #[arg(long, default_value_t = 8710)]
     port: u16,
+    /// Takes the page's pictures into docs/ and ends.
+    #[arg(long)]
+    pictures: bool,
 }
 
 #[tokio::main]
@@ -26,6 +30,10 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if arguments.pictures {
+        tokio::task::block_in_place(|| pictures::take(&site));
+        return ExitCode::SUCCESS;
+    }
     println!("http://{}/   (Ctrl-C ends it)", site.address);
     let _ = tokio::signal::ctrl_c().await;
     ExitCode::SUCCESS
