@@ -26,15 +26,14 @@ fn ms(page: &mut Page, lane: &str) -> f64 {
     data(page, lane, "ms").parse().expect("a number")
 }
 
-/// The cells of a row of the table, once the filter's says what is expected.
-fn counted(page: &mut Page, row: &str, filter: u64) -> Vec<Value> {
-    let cells = format!(
-        "[...[...document.querySelectorAll('#counts tr')]
-            .find((line) => line.firstChild.textContent.startsWith('{row}'))?.children ?? []]
-            .slice(1).map((cell) => Number(cell.textContent))"
-    );
-    page.wait(&format!("({cells})[2] === {filter}"));
-    page.evaluate(&cells).as_array().cloned().expect("cells")
+/// Waits until a row of the table, as numbers of the lanes, is as expected. It is read once a second.
+fn wait_for_row(page: &mut Page, row: &str, expected: &str) {
+    page.wait(&format!(
+        "(([normal, baseline, filter]) => {expected})(
+            [...[...document.querySelectorAll('#counts tr')]
+                .find((line) => line.firstChild.textContent.startsWith('{row}'))?.children ?? []]
+                .slice(1).map((cell) => Number(cell.textContent)))"
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,11 +66,11 @@ async fn the_page() {
     page.evaluate("document.querySelector('#server button').click()");
     wait_for_lanes(page);
     assert_eq!(data(page, "filter", "clean"), "20");
-    assert_eq!(counted(page, "websocket.closed.clean", 43), [Value::Null, Value::Null, 43.into()]);
-    let failures = counted(page, "upstream failures", 0);
-    assert_eq!(failures[0], 43);
-    let ejections = counted(page, "healthy servers ejected", 0);
-    assert!(ejections[0].as_u64() > Some(0), "{ejections:?}");
+    // Three of the first close, forty of these. Over three hops the browser, which gives up after two
+    // seconds, may be the one that ends the last of the default's.
+    wait_for_row(page, "websocket.closed.clean", "filter === 43");
+    wait_for_row(page, "upstream failures", "normal >= 42 && baseline === 43 && filter === 0");
+    wait_for_row(page, "healthy servers ejected", "normal > 0 && filter === 0");
 
     // The answer that the client is owed.
     page.evaluate("document.querySelector('[name=sockets][value=\"1\"]').click()");
