@@ -3,12 +3,13 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test test-istio test-matrix lint wasm image table picture clean
-.PHONY: bench bench-report bench-scanner bench-scanner-baseline
+.PHONY: help demo demo-page test test-istio test-matrix lint wasm image release table picture page-picture
+.PHONY: bench bench-report bench-scanner bench-scanner-baseline clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    default, baseline and filter side by side on real Envoys (a minute, once built)"
+	@echo "make demo-page   the same in your own browser: a page on localhost, until Ctrl-C"
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
 	@echo "make test-istio   the manifests through Istio's own control plane and tools (needs Go)"
 	@echo "make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
@@ -19,6 +20,8 @@ help:
 	@echo "make bench-report   write what it found into docs/performance.md and docs/plots"
 	@echo "make bench-scanner  the frame scanner alone, compared with 'make bench-scanner-baseline'"
 	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
+	@echo "make page-picture   take the demo page's pictures, docs/demo-page.png and docs/close.svg"
+	@echo "make release the module, its image, the manifests and their checksums, in target/dist"
 	@echo "make clean   everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
@@ -41,6 +44,10 @@ image: wasm
 
 demo: tools
 	@cargo run --quiet --example demo
+
+# PORT=n: another port than 8710; 0 is any that is free.
+demo-page: tools
+	@cargo run --quiet --example demo_page -- $(if $(PORT),--port $(PORT))
 
 test: tools lint
 	cargo test --workspace
@@ -83,6 +90,14 @@ bench-scanner: tools
 # Draws docs/dashboard.svg from a minute of real numbers.
 picture: tools
 	cargo run --quiet --example dashboard_picture
+
+# Takes the demo page's pictures: one with what it counts, and one close in motion.
+page-picture: tools
+	cargo run --quiet --example demo_page -- --port 0 --pictures
+
+# What is published, in target/dist; IMAGE as for `make image`. The same bytes from the same code.
+release: image
+	@scripts/release
 
 clean:
 	cargo clean

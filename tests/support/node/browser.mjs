@@ -1,6 +1,5 @@
 // Drives a browser: one JSON job a line on standard input, one JSON answer a line on standard
-// output. A job: {page, url, count, atOnce, close, send}. `close`: absent, the server closes; "plain",
-// close(); a number, close(number). `send`: [bytes, milliseconds], a client that goes on sending.
+// output. A job names one of `jobs` as `do`; its answer is {result} or {error}.
 import { createInterface } from 'node:readline';
 
 const [browserName, executablePath, profile] = process.argv.slice(2);
@@ -25,14 +24,22 @@ try {
 }
 console.log(JSON.stringify({ version: await browser.version() }));
 
-const patience = (ms) =>
-  new Promise((_, reject) => setTimeout(() => reject(new Error(`no answer in ${ms} ms`)), ms).unref());
+// What the page has asked for, and what it has complained about, since it was opened.
+let requests = [];
+let complaints = [];
+page.on('request', (request) => requests.push(request.url()));
+page.on('console', (message) => {
+  if (['error', 'warning', 'warn'].includes(message.type())) complaints.push(message.text());
+});
+page.on('pageerror', (error) => complaints.push(String(error)));
 
-for await (const line of createInterface({ input: process.stdin })) {
-  const job = JSON.parse(line);
-  try {
+const jobs = {
+  // Opens WebSockets in the sample's client page and tells how they closed. `close`: absent, the
+  // server closes; "plain", close(); a number, close(number). `send`: [bytes, milliseconds], a client
+  // that goes on sending.
+  async closes(job) {
     if (page.url() !== job.page) await page.goto(job.page);
-    const closing = page.evaluate(async ({ url, count, atOnce, close, send }) => {
+    return page.evaluate(async ({ url, count, atOnce, close, send }) => {
       const whenOpen = (socket) => {
         if (close === 'plain') setTimeout(() => socket.close(), 20);
         else if (close) setTimeout(() => socket.close(close), 20);
@@ -50,8 +57,42 @@ for await (const line of createInterface({ input: process.stdin })) {
       for (let i = 0; i < count; i += 1) closes.push(await watch(url, whenOpen));
       return closes;
     }, job);
-    const closes = await Promise.race([closing, patience(60_000)]);
-    console.log(JSON.stringify({ closes }));
+  },
+
+  // Opens a page in a window of this size, light or dark.
+  async open({ url, width, height, scale, scheme }) {
+    await page.setViewport({ width, height, deviceScaleFactor: scale });
+    await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+    requests = [];
+    complaints = [];
+    await page.goto(url);
+  },
+
+  // The value of an expression.
+  evaluate: ({ expression }) => page.evaluate(expression),
+
+  // Waits until an expression is true.
+  wait: ({ expression }) => page.waitForFunction(expression, { polling: 20 }).then(() => undefined),
+
+  async press({ keys }) {
+    for (const key of keys) await page.keyboard.press(key);
+  },
+
+  async screenshot({ path }) {
+    await page.screenshot({ path });
+  },
+
+  seen: async () => ({ requests, complaints }),
+};
+
+const patience = (ms) =>
+  new Promise((_, reject) => setTimeout(() => reject(new Error(`no answer in ${ms} ms`)), ms).unref());
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const job = JSON.parse(line);
+  try {
+    const result = await Promise.race([jobs[job.do](job), patience(60_000)]);
+    console.log(JSON.stringify({ result: result ?? null }));
   } catch (error) {
     console.log(JSON.stringify({ error: String(error) }));
   }

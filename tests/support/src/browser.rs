@@ -109,23 +109,94 @@ impl Browser {
     fn watch(&mut self, url: &str, closing: &Closing, count: usize, at_once: bool) -> Vec<Closed> {
         let page = fetch::root().join("examples/sample-app/client.html");
         let page = format!("file://{}", page.display());
-        let mut job = json!({ "page": page, "url": url, "count": count, "atOnce": at_once });
+        let mut job = json!({
+            "do": "closes", "page": page, "url": url, "count": count, "atOnce": at_once,
+        });
         match closing {
             Closing::ByServer => {}
             Closing::Sending(bytes, every) => job["send"] = json!([bytes, every]),
             Closing::Plain => job["close"] = json!("plain"),
             Closing::Code(code) => job["close"] = json!(code),
         }
+        let closes = self.ask(&job);
+        serde_json::from_value(closes).expect("an array of closes")
+    }
+
+    /// Opens any other page.
+    pub fn open(&mut self, url: &str, view: View) -> Page<'_> {
+        let View { width, height, scale, dark } = view;
+        let scheme = if dark { "dark" } else { "light" };
+        self.ask(&json!({
+            "do": "open", "url": url,
+            "width": width, "height": height, "scale": scale, "scheme": scheme,
+        }));
+        Page { browser: self }
+    }
+
+    /// # Panics
+    /// With what the browser said, where the job failed.
+    fn ask(&mut self, job: &Value) -> Value {
         let input = self.input.as_mut().expect("open until dropped");
         writeln!(input, "{job}").expect("the browser's driver lives");
-        let answer = self.answer().expect("the browser's driver lives");
-        serde_json::from_value(answer["closes"].clone())
-            .unwrap_or_else(|e| panic!("the browser answered {answer}: {e}"))
+        let mut answer = self.answer().expect("the browser's driver lives");
+        assert!(answer["error"].is_null(), "the browser answered {answer} to {job}");
+        answer["result"].take()
     }
 
     fn answer(&mut self) -> Option<Value> {
         let line = self.answers.next()?.ok()?;
         serde_json::from_str(&line).ok()
+    }
+}
+
+/// A window.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    pub width: u32,
+    pub height: u32,
+    /// Device pixels for each of them.
+    pub scale: u32,
+    pub dark: bool,
+}
+
+/// A page in a browser, whatever it shows.
+pub struct Page<'a> {
+    browser: &'a mut Browser,
+}
+
+/// What a page has done since it was opened.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Seen {
+    /// The addresses it has asked for, less those of WebSockets.
+    pub requests: Vec<String>,
+    /// Errors and warnings in its console.
+    pub complaints: Vec<String>,
+}
+
+impl Page<'_> {
+    /// The value of an expression.
+    pub fn evaluate(&mut self, expression: &str) -> Value {
+        self.browser.ask(&json!({ "do": "evaluate", "expression": expression }))
+    }
+
+    /// Waits until an expression is true, at most half a minute.
+    pub fn wait(&mut self, expression: &str) {
+        self.browser.ask(&json!({ "do": "wait", "expression": expression }));
+    }
+
+    /// Presses keys, such as `Tab`, one after the other.
+    pub fn press(&mut self, keys: &[&str]) {
+        self.browser.ask(&json!({ "do": "press", "keys": keys }));
+    }
+
+    /// Writes what can be seen as PNG.
+    pub fn screenshot(&mut self, path: &Path) {
+        self.browser.ask(&json!({ "do": "screenshot", "path": path }));
+    }
+
+    pub fn seen(&mut self) -> Seen {
+        let seen = self.browser.ask(&json!({ "do": "seen" }));
+        serde_json::from_value(seen).expect("requests and complaints")
     }
 }
 

@@ -1,5 +1,6 @@
 //! A real Envoy: its configuration from small pieces, its process, its numbers.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -198,7 +199,9 @@ impl Setup {
                 "routes": [
                     // An early reply to an upload: nobody reads the body.
                     { "match": { "prefix": "/upload" },
-                      "direct_response": { "status": 403, "body": { "inline_string": "too early" } } },
+                      "direct_response": { "status": 403, "body": { "inline_string": "too early" } },
+                      // A page of another origin may read it too.
+                      "response_headers_to_add": [{ "header": { "key": "access-control-allow-origin", "value": "*" } }] },
                     { "match": { "prefix": "/" },
                       "route": { "cluster": format!("hop{hop}"), "timeout": "0s" } },
                 ],
@@ -583,12 +586,19 @@ impl Envoy {
         let _ = ureq::post(format!("http://{}{path}", self.admin)).send_empty();
     }
 
+    /// Every counter and gauge.
+    pub fn stats(&self) -> BTreeMap<String, u64> {
+        let page = self.admin("/stats");
+        let stat = |line: &str| {
+            let (name, value) = line.split_once(": ")?;
+            Some((name.to_owned(), value.trim().parse().ok()?))
+        };
+        page.lines().filter_map(stat).collect()
+    }
+
     /// The value of a counter or gauge; 0 where there is none.
     pub fn stat(&self, name: &str) -> u64 {
-        self.admin("/stats")
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")?.trim().parse().ok())
-            .unwrap_or(0)
+        self.stats().get(name).copied().unwrap_or(0)
     }
 
     /// The sum of a cluster's counter over the hops.
@@ -606,11 +616,20 @@ impl Envoy {
         fs::read_to_string(self.folder.join("envoy.log")).unwrap_or_default()
     }
 
-    /// The access log of a hop. Written late: Envoy keeps lines for up to 10 s, so this asks for
-    /// them first.
+    /// The access log of a hop.
     pub fn access_log(&self, hop: usize) -> Vec<Value> {
-        self.post("/reopen_logs");
+        self.flush_access_log();
         std::thread::sleep(Duration::from_millis(300));
+        self.written_access_log(hop)
+    }
+
+    /// Has the access logs written, which Envoy does late, after up to 10 s.
+    pub fn flush_access_log(&self) {
+        self.post("/reopen_logs");
+    }
+
+    /// What has been written of a hop's access log.
+    pub fn written_access_log(&self, hop: usize) -> Vec<Value> {
         fs::read_to_string(self.folder.join(format!("access{hop}.log")))
             .unwrap_or_default()
             .lines()

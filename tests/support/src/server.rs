@@ -23,6 +23,10 @@ const LARGE_FRAME_LEN: usize = 50_000;
 /// What the `talks-on` behaviour says behind its Close frame.
 pub const TALK: [&[u8]; 2] = [b"and another thing", b"goodbye"];
 
+/// What a server says right before it closes, where the query has `announce=1`: a page cannot know
+/// that moment otherwise.
+pub const ANNOUNCEMENT: &[u8] = b"closing";
+
 /// How a server closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
@@ -80,6 +84,18 @@ impl Behaviour {
         Self::Vanishes,
     ];
 
+    /// The others.
+    pub const OTHERS: [Self; 8] = [
+        Self::TalksOn,
+        Self::Ignores,
+        Self::Raw,
+        Self::Mirror,
+        Self::Flood,
+        Self::Sink,
+        Self::Echo,
+        Self::Talks,
+    ];
+
     /// Its name in a request's path.
     pub fn name(self) -> &'static str {
         match self {
@@ -104,19 +120,7 @@ impl Behaviour {
     }
 
     fn parse(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .chain([
-                Self::TalksOn,
-                Self::Ignores,
-                Self::Raw,
-                Self::Mirror,
-                Self::Flood,
-                Self::Sink,
-                Self::Echo,
-                Self::Talks,
-            ])
-            .find(|b| b.name() == name)
+        Self::ALL.into_iter().chain(Self::OTHERS).find(|b| b.name() == name)
     }
 }
 
@@ -203,6 +207,10 @@ struct Request {
     singly: bool,
     /// How long the server lets the WebSocket live before it closes it.
     after: Duration,
+    /// Whether that time begins with the client's first message.
+    waits_for_word: bool,
+    /// Whether it says [`ANNOUNCEMENT`] right before it closes.
+    announces: bool,
     /// How the `talks` behaviour talks.
     every: Duration,
     fragments: usize,
@@ -233,6 +241,8 @@ fn parse(head: &str) -> Option<Request> {
         stamp: value("stamp").is_some(),
         raw: value("hex").map(from_hex).unwrap_or_default(),
         after: ms("after").unwrap_or_default(),
+        waits_for_word: value("on") == Some("word"),
+        announces: value("announce").is_some(),
         every: ms("every").unwrap_or_default(),
         fragments: number("fragments").unwrap_or(1),
         ping: value("ping").is_some(),
@@ -333,9 +343,16 @@ async fn upgrade(
         return tokio::time::timeout(request.after, mirror).await.map_or(Ok(()), |r| r.map(drop));
     }
     let mut peer = Peer { stream, frames: Frames::new(rest), seen };
+    if request.waits_for_word {
+        peer.frames.next(&mut peer.stream).await?;
+    }
     tokio::time::sleep(request.after).await;
     if request.told {
         seen.close_all.notified().await;
+    }
+    if request.announces {
+        let opcode = OpCode::Data(Data::Text);
+        peer.stream.write_all(&wire::frame(opcode, true, ANNOUNCEMENT, false)).await?;
     }
     if request.by_server {
         peer.close(request).await
