@@ -60,6 +60,14 @@ pub struct Setup {
     pub http2_between: bool,
     /// `per_connection_buffer_limit_bytes` of the listeners and clusters.
     pub buffer_limit: Option<u32>,
+    /// The listeners come by LDS, from a file, and [`Envoy::replace_listeners`] changes them.
+    pub listeners_from_file: bool,
+    /// How long Envoy drains, and an old process lives on after a hot restart, in seconds.
+    pub drain_seconds: u32,
+    /// Connections to each upstream; Envoy's own limit is 1,024, which a test of 2,000 closes meets.
+    pub max_connections: u32,
+    /// What Envoy does with a module that has trapped.
+    pub failure_policy: &'static str,
     /// Envoy's log level for wasm.
     pub log: &'static str,
     /// The module, where it is not the one that the project builds.
@@ -81,6 +89,10 @@ impl Setup {
             network_vm: "ws",
             http2_between: false,
             buffer_limit: None,
+            listeners_from_file: false,
+            drain_seconds: 600,
+            max_connections: 100_000,
+            failure_policy: "FAIL_OPEN",
             log: "info",
             module: None,
         }
@@ -116,9 +128,20 @@ impl Setup {
 
     fn config(&self, ports: &[u16], server: SocketAddr, folder: &Path) -> Value {
         let hops = 1..=self.hops;
+        let listeners = if self.listeners_from_file {
+            self.publish_listeners(ports, folder, 0);
+            Vec::new()
+        } else {
+            self.listeners(ports, folder)
+        };
+        let lds = json!({ "lds_config": {
+            "path_config_source": { "path": folder.join("listeners.json") },
+            "resource_api_version": "V3",
+        }});
         json!({
+            "dynamic_resources": self.listeners_from_file.then_some(lds),
             "static_resources": {
-                "listeners": hops.clone().map(|hop| self.listener(hop, ports, folder)).collect::<Vec<_>>(),
+                "listeners": listeners,
                 "clusters": hops.map(|hop| self.cluster(hop, ports, server)).collect::<Vec<_>>(),
             },
             "stats_flush_interval": "1s",
@@ -132,6 +155,19 @@ impl Setup {
                 },
             }]},
         })
+    }
+
+    fn listeners(&self, ports: &[u16], folder: &Path) -> Vec<Value> {
+        (1..=self.hops).map(|hop| self.listener(hop, ports, folder)).collect()
+    }
+
+    fn publish_listeners(&self, ports: &[u16], folder: &Path, version: u32) {
+        let mut resources = self.listeners(ports, folder);
+        for listener in &mut resources {
+            listener["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
+        }
+        let response = json!({ "version_info": version.to_string(), "resources": resources });
+        put(folder, "listeners", &response);
     }
 
     fn listener(&self, hop: usize, ports: &[u16], folder: &Path) -> Value {
@@ -226,7 +262,7 @@ impl Setup {
         })
     }
 
-    /// Writes the filter where Envoy looks for it. A file that is moved there is taken at once.
+    /// Writes the filter where Envoy looks for it.
     fn publish(&self, layer: &str, config: &Value, folder: &Path, version: u32) {
         let filter = self.wasm(layer, config);
         let response = json!({
@@ -237,10 +273,7 @@ impl Setup {
                 "typed_config": filter["typed_config"],
             }],
         });
-        let new = folder.join(format!("{layer}.new"));
-        fs::write(&new, response.to_string()).expect("the lab's folder is writable");
-        fs::rename(&new, folder.join(format!("{layer}.json")))
-            .expect("the lab's folder is writable");
+        put(folder, layer, &response);
     }
 
     fn wasm(&self, layer: &str, config: &Value) -> Value {
@@ -263,7 +296,7 @@ impl Setup {
                         "@type": "type.googleapis.com/google.protobuf.StringValue",
                         "value": text,
                     },
-                    "failure_policy": "FAIL_OPEN",
+                    "failure_policy": self.failure_policy,
                 },
             },
         })
@@ -280,9 +313,9 @@ impl Setup {
                 }]}],
             },
             "per_connection_buffer_limit_bytes": self.buffer_limit,
-            // Envoy's default of 1,024 connections is met by a test of 2,000 closes.
             "circuit_breakers": { "thresholds": [{
-                "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000,
+                "max_connections": self.max_connections, "max_pending_requests": self.max_connections,
+                "max_requests": 100_000,
             }]},
             // As Istio's outlierDetection sets it: five failures in a row.
             "outlier_detection": { "consecutive_5xx": 5, "max_ejection_percent": 100 },
@@ -306,6 +339,14 @@ impl Setup {
         }
         cluster
     }
+}
+
+/// Gives Envoy a file that it watches: one that is moved there is taken at once.
+fn put(folder: &Path, name: &str, content: &Value) {
+    let new = folder.join(format!("{name}.new"));
+    fs::write(&new, content.to_string())
+        .and_then(|()| fs::rename(&new, folder.join(format!("{name}.json"))))
+        .expect("the lab's folder is writable");
 }
 
 /// The one that operators are shown.
@@ -364,6 +405,8 @@ pub struct Envoy {
     folder: PathBuf,
     setup: Setup,
     updates: u32,
+    /// Processes that a hot restart has put in the second place.
+    older: Vec<Child>,
     _held: Vec<Socket>,
 }
 
@@ -375,48 +418,48 @@ impl Envoy {
             fetch::folder(&format!("run/{}-{}-{}", setup.mode.name(), std::process::id(), n));
         let (held, ports): (Vec<_>, Vec<_>) = (0..setup.hops).map(|_| hold_port()).unzip();
         let config = setup.config(&ports, server, &folder);
-        let file = |name: &str| folder.join(name);
-        fs::write(file("envoy.json"), format!("{config:#}")).expect("the lab's folder is writable");
-        let log = fs::File::create(file("envoy.log")).expect("the lab's folder is writable");
-        let mut command = Command::new(fetch::envoy());
-        command
-            .arg("--config-path")
-            .arg(file("envoy.json"))
-            .args(["--use-dynamic-base-id", "--concurrency", &setup.workers.to_string()])
-            // xDS, from files too, wants names.
-            .args(["--service-node", "lab", "--service-cluster", "lab"])
-            .args(["--log-level", "warning", "--component-log-level"])
-            .arg(format!("wasm:{}", setup.log))
-            .arg("--admin-address-path")
-            .arg(file("admin"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a file"))
-            .stderr(log);
-        let mut process =
-            spawn(command).map_err(|e| format!("cannot run {}: {e}", fetch::envoy().display()))?;
-        let patience = Instant::now() + Duration::from_secs(60);
-        loop {
-            let admin = fs::read_to_string(file("admin")).ok().and_then(|a| a.trim().parse().ok());
-            if let Some(admin) = admin {
-                if get(admin, "/ready").is_some_and(|text| text.trim() == "LIVE") {
-                    let hops = ports.into_iter().map(local).collect();
-                    return Ok(Self {
-                        process,
-                        admin,
-                        hops,
-                        folder,
-                        setup: setup.clone(),
-                        updates: 0,
-                        _held: held,
-                    });
-                }
-            }
-            let ended = process.try_wait().expect("a child can be waited for");
-            if ended.is_some() || Instant::now() > patience {
-                let _ = process.kill();
-                let _ = process.wait();
-                return Err(fs::read_to_string(file("envoy.log")).unwrap_or_default());
-            }
+        fs::write(folder.join("envoy.json"), format!("{config:#}"))
+            .expect("the lab's folder is writable");
+        let hops = ports.into_iter().map(local).collect();
+        let (process, admin) = run(setup, &folder, 0)?;
+        Ok(Self {
+            process,
+            admin,
+            hops,
+            folder,
+            setup: setup.clone(),
+            updates: 0,
+            older: Vec::new(),
+            _held: held,
+        })
+    }
+
+    /// Hot restart: a new process takes over the listeners, the old one drains and ends.
+    pub fn hot_restart(&mut self) {
+        let epoch = self.older.len() + 1;
+        let (process, admin) = run(&self.setup, &self.folder, epoch)
+            .unwrap_or_else(|log| panic!("no restart:\n{log}"));
+        self.older.push(std::mem::replace(&mut self.process, process));
+        self.admin = admin;
+    }
+
+    /// Whether a process from before the last hot restart still runs.
+    pub fn has_older(&mut self) -> bool {
+        self.older.iter_mut().any(|process| matches!(process.try_wait(), Ok(None)))
+    }
+
+    /// Gives Envoy changed listeners; waits until it has them.
+    pub fn replace_listeners(&mut self, change: impl FnOnce(&mut Setup)) {
+        change(&mut self.setup);
+        self.updates += 1;
+        let ports: Vec<_> = self.hops.iter().map(SocketAddr::port).collect();
+        self.setup.publish_listeners(&ports, &self.folder, self.updates);
+        let updates = u64::from(self.updates) + 1;
+        let patience = Instant::now() + Duration::from_secs(20);
+        while self.stat("listener_manager.lds.update_success") < updates
+            || self.stat("listener_manager.total_listeners_warming") > 0
+        {
+            assert!(Instant::now() < patience, "the listeners did not arrive:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -474,6 +517,15 @@ impl Envoy {
         nanos.sum::<f64>() / 1e9
     }
 
+    /// Memory of the process, V8's too, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.expect("a number") * 1024
+    }
+
     /// A page of the admin interface.
     pub fn admin(&self, path: &str) -> String {
         get(self.admin, path).unwrap_or_else(|| panic!("Envoy's {path} cannot be had"))
@@ -520,14 +572,65 @@ impl Envoy {
     }
 }
 
+/// Runs Envoy with the configuration in `folder`, as the process of this restart epoch, until it is
+/// ready; the log where it does not get there.
+fn run(setup: &Setup, folder: &Path, epoch: usize) -> Result<(Child, SocketAddr), String> {
+    let file = |name: &str| folder.join(name);
+    let admin_file = file(&format!("admin{epoch}"));
+    let log_file = file("envoy.log");
+    let log = fs::File::options().create(true).append(true).open(&log_file).expect("writable");
+    let mut command = Command::new(fetch::envoy());
+    if epoch == 0 {
+        command.arg("--use-dynamic-base-id").arg("--base-id-path").arg(file("base-id"));
+    } else {
+        let base = fs::read_to_string(file("base-id")).expect("the first process wrote it");
+        command.args(["--base-id", base.trim(), "--restart-epoch", &epoch.to_string()]);
+    }
+    command
+        .arg("--config-path")
+        .arg(file("envoy.json"))
+        .args(["--concurrency", &setup.workers.to_string()])
+        .args(["--drain-time-s", &setup.drain_seconds.to_string()])
+        .args(["--parent-shutdown-time-s", &(setup.drain_seconds + 1).to_string()])
+        // xDS, from files too, wants names.
+        .args(["--service-node", "lab", "--service-cluster", "lab"])
+        .args(["--log-level", "warning", "--component-log-level"])
+        .arg(format!("wasm:{}", setup.log))
+        .arg("--admin-address-path")
+        .arg(&admin_file)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a file"))
+        .stderr(log);
+    let mut process =
+        spawn(command).map_err(|e| format!("cannot run {}: {e}", fetch::envoy().display()))?;
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        let admin = fs::read_to_string(&admin_file).ok().and_then(|a| a.trim().parse().ok());
+        if let Some(admin) = admin {
+            if get(admin, "/ready").is_some_and(|text| text.trim() == "LIVE") {
+                return Ok((process, admin));
+            }
+        }
+        let ended = process.try_wait().expect("a child can be waited for");
+        if ended.is_some() || Instant::now() > patience {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(fs::read_to_string(log_file).unwrap_or_default());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn get(admin: SocketAddr, path: &str) -> Option<String> {
     ureq::get(format!("http://{admin}{path}")).call().ok()?.body_mut().read_to_string().ok()
 }
 
 impl Drop for Envoy {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        for process in self.older.iter_mut().chain([&mut self.process]) {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
         // What a failed test wrote is kept for whoever looks into it.
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.folder);

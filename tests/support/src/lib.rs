@@ -9,6 +9,7 @@ pub mod envoy;
 pub mod fetch;
 pub mod http2;
 pub mod node;
+pub mod peers;
 pub mod server;
 pub mod tls;
 pub mod wire;

@@ -56,6 +56,8 @@ pub enum Behaviour {
     Flood,
     /// Takes in what the client sends, without looking at it.
     Sink,
+    /// The same, and resets TCP after the query's `after` milliseconds, whatever is going on.
+    Breaks,
     /// Sends every message back. Closes as `Waits`.
     Echo,
     /// Says its messages ([`talk`]) one `every` so many milliseconds, 0 for never, in so many
@@ -97,6 +99,7 @@ impl Behaviour {
             Self::Mirror => "mirror",
             Self::Flood => "flood",
             Self::Sink => "sink",
+            Self::Breaks => "breaks",
             Self::Echo => "echo",
             Self::Talks => "talks",
         }
@@ -112,6 +115,7 @@ impl Behaviour {
                 Self::Mirror,
                 Self::Flood,
                 Self::Sink,
+                Self::Breaks,
                 Self::Echo,
                 Self::Talks,
             ])
@@ -277,6 +281,11 @@ async fn upgrade(
     if request.behaviour == Behaviour::Sink {
         return io::copy(&mut stream, &mut io::sink()).await.map(drop);
     }
+    if request.behaviour == Behaviour::Breaks {
+        let mut sink = io::sink();
+        let _ = tokio::time::timeout(request.after, io::copy(&mut stream, &mut sink)).await;
+        return stream.set_zero_linger();
+    }
     if request.behaviour == Behaviour::Mirror {
         let (mut read, mut write) = stream.split();
         write.write_all(rest).await?;
@@ -313,7 +322,9 @@ impl Peer<'_> {
                 self.stay_open().await?;
             }
             Behaviour::Slams => self.stream.write_all(&close).await?,
-            Behaviour::Ignores | Behaviour::Mirror | Behaviour::Sink => self.stay_open().await?,
+            Behaviour::Ignores | Behaviour::Mirror | Behaviour::Sink | Behaviour::Breaks => {
+                self.stay_open().await?
+            }
             Behaviour::Flood => {
                 self.flood(request).await?;
                 self.stream.write_all(&close).await?;
@@ -374,6 +385,7 @@ impl Peer<'_> {
             | Behaviour::Mirror
             | Behaviour::Flood
             | Behaviour::Sink
+            | Behaviour::Breaks
             | Behaviour::Talks => self.stay_open().await,
             Behaviour::NeverCloses => {
                 self.stream.write_all(&answer).await?;
