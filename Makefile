@@ -3,7 +3,7 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm table bench picture clean
+.PHONY: help demo test lint wasm table bench picture interop soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,9 @@ help:
 	@echo "make table   measure the README's table of scenarios and write it there"
 	@echo "make bench   what the filter costs: Envoy's CPU time with and without it"
 	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
+	@echo "make interop every library against every other, and the table in docs/interop.md (5 minutes)"
+	@echo "make soak    2,000 WebSockets coming and going for half an hour"
+	@echo "make fuzz    each fuzz target for ten minutes"
 	@echo "make clean   everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
@@ -51,6 +54,17 @@ bench: tools
 # Draws docs/dashboard.svg from a minute of real numbers.
 picture: tools
 	cargo run --quiet --example dashboard_picture
+
+# Everybody's WebSocket: measures and writes the table in docs/interop.md.
+interop: tools
+	cargo test --test interop -- --ignored --nocapture
+
+soak: tools
+	cargo test --test soak -- --ignored --nocapture
+
+# The parts that know no proxy; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
+fuzz: tools
+	@scripts/fuzz
 
 clean:
 	cargo clean
