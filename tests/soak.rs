@@ -11,7 +11,7 @@ use fastrand::Rng;
 use lab::server::{large_bytes, Behaviour};
 use lab::wire;
 use lab::{Client, End, Envoy, Mode, Server, Setup};
-use serde_json::{json, Value};
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
@@ -231,9 +231,7 @@ fn metrics(envoy: &Envoy) -> BTreeMap<String, u64> {
 
 /// Envoy's heap, and its memory with that of V8, in MB.
 fn memory(envoy: &Envoy) -> (f64, f64) {
-    let page: Value = serde_json::from_str(&envoy.admin("/memory")).expect("JSON");
-    let allocated: f64 = page["allocated"].as_str().and_then(|n| n.parse().ok()).expect("a number");
-    (allocated / 1e6, envoy.resident_bytes() as f64 / 1e6)
+    (envoy.heap_bytes() as f64 / 1e6, envoy.resident_bytes() as f64 / 1e6)
 }
 
 async fn soak(phases: u32, phase: Duration, longest: Duration) {

@@ -517,6 +517,12 @@ impl Envoy {
         nanos.sum::<f64>() / 1e9
     }
 
+    /// What Envoy has allocated, V8 not counted, in bytes.
+    pub fn heap_bytes(&self) -> u64 {
+        let page: Value = serde_json::from_str(&self.admin("/memory")).expect("JSON");
+        page["allocated"].as_str().and_then(|n| n.parse().ok()).expect("a number")
+    }
+
     /// Memory of the process, V8's too, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
