@@ -3,7 +3,7 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo test lint wasm table bench picture interop soak fuzz clean
+.PHONY: help demo test lint wasm table bench picture interop soak fuzz audit advisories clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,8 @@ help:
 	@echo "make interop every library against every other, and the table in docs/interop.md (5 minutes)"
 	@echo "make soak    2,000 WebSockets coming and going for half an hour"
 	@echo "make fuzz    each fuzz target for ten minutes"
+	@echo "make audit   licences and sources of all dependencies, by cargo-deny (builds it first)"
+	@echo "make advisories  their known vulnerabilities; fetches the RustSec database"
 	@echo "make clean   everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
@@ -65,6 +67,12 @@ soak: tools
 # The parts that know no proxy; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
 fuzz: tools
 	@scripts/fuzz
+
+audit: tools
+	@scripts/audit
+
+advisories: tools
+	@scripts/audit advisories
 
 clean:
 	cargo clean
