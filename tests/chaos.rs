@@ -278,6 +278,29 @@ async fn updates() {
     is_in_order(&envoy).await;
 }
 
+/// An update that is no good, of the one half or the other: Envoy refuses it, the old one goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_updates() {
+    let server = Server::start().await;
+    let setup = Setup { dynamic: true, ..Setup::new(Mode::Filter) };
+    let mut envoy = setup.start(server.address).await;
+    let crowd = Crowd::start(envoy.address());
+    crowd.closes(30).await;
+    for layer in ["http", "network"] {
+        envoy.update_badly(layer, |setup| {
+            let half = match layer {
+                "http" => &mut setup.http_half,
+                _ => &mut setup.network_half,
+            };
+            *half = Some(json!({ "attach": layer, "nonsense": true }));
+        });
+        assert!(envoy.log().contains("unknown field `nonsense`"), "{}", envoy.log());
+        crowd.closes(60).await;
+    }
+    crowd.stop().await;
+    is_in_order(&envoy).await;
+}
+
 /// The plugin is removed from the listener, and attached again: what is open lives on, and closes as
 /// clean and prompt as it would have; what is opened without it closes late, as ever.
 #[tokio::test(flavor = "multi_thread")]

@@ -477,6 +477,15 @@ impl Envoy {
     /// Gives a half of a dynamic setup a new configuration, and a new module where `change` sets one;
     /// waits until it has arrived.
     pub fn update(&mut self, layer: &str, change: impl FnOnce(&mut Setup)) {
+        self.update_until(layer, "config_reload", change);
+    }
+
+    /// The same with a configuration that is no good; waits until it has been refused.
+    pub fn update_badly(&mut self, layer: &str, change: impl FnOnce(&mut Setup)) {
+        self.update_until(layer, "config_fail", change);
+    }
+
+    fn update_until(&mut self, layer: &str, counter: &str, change: impl FnOnce(&mut Setup)) {
         change(&mut self.setup);
         self.updates += 1;
         let half = match layer {
@@ -488,7 +497,7 @@ impl Envoy {
             envoy
                 .admin("/stats?filter=extension_config_discovery")
                 .lines()
-                .filter(|line| line.contains(&format!("ws_clean_close_{layer}.config_reload:")))
+                .filter(|line| line.contains(&format!("ws_clean_close_{layer}.{counter}:")))
                 .filter_map(|line| line.rsplit(": ").next()?.parse::<u64>().ok())
                 .sum()
         };
