@@ -68,6 +68,9 @@ pub struct Setup {
     pub max_connections: u32,
     /// What Envoy does with a module that has trapped.
     pub failure_policy: &'static str,
+    /// Where the listeners are bound, and the address at which they are reached.
+    pub bind: Ipv4Addr,
+    pub reach: Ipv4Addr,
     /// Envoy's log level for wasm.
     pub log: &'static str,
     /// The module, where it is not the one that the project builds.
@@ -93,6 +96,8 @@ impl Setup {
             drain_seconds: 600,
             max_connections: 100_000,
             failure_policy: "FAIL_OPEN",
+            bind: Ipv4Addr::LOCALHOST,
+            reach: Ipv4Addr::LOCALHOST,
             log: "info",
             module: None,
         }
@@ -196,7 +201,7 @@ impl Setup {
         }
         json!({
             "name": format!("hop{hop}"),
-            "address": socket_address(local(ports[hop - 1])),
+            "address": socket_address((self.bind, ports[hop - 1]).into()),
             "filter_chains": [chain],
             "per_connection_buffer_limit_bytes": self.buffer_limit,
         })
@@ -303,7 +308,7 @@ impl Setup {
     }
 
     fn cluster(&self, hop: usize, ports: &[u16], server: SocketAddr) -> Value {
-        let upstream = if hop == 1 { server } else { local(ports[hop - 2]) };
+        let upstream = if hop == 1 { server } else { (self.reach, ports[hop - 2]).into() };
         let mut cluster = json!({
             "name": format!("hop{hop}"),
             "load_assignment": {
@@ -359,20 +364,16 @@ fn wasm_type(layer: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.filters.{layer}.wasm.v3.Wasm")
 }
 
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}
-
 fn socket_address(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
 
 /// Holds a port for an Envoy that binds it with SO_REUSEPORT, as listeners do by default: nobody
 /// else is given the port, and this socket, which never listens, is given no connection.
-fn hold_port() -> (Socket, u16) {
+fn hold_port(bind: Ipv4Addr) -> (Socket, u16) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_port(true).expect("SO_REUSEPORT");
-    socket.bind(&local(0).into()).expect("a free port");
+    socket.bind(&SocketAddr::from((bind, 0)).into()).expect("a free port");
     let port = socket.local_addr().ok().and_then(|a| a.as_socket()).expect("a bound socket").port();
     (socket, port)
 }
@@ -416,11 +417,12 @@ impl Envoy {
         let n = COUNT.fetch_add(1, Relaxed);
         let folder =
             fetch::folder(&format!("run/{}-{}-{}", setup.mode.name(), std::process::id(), n));
-        let (held, ports): (Vec<_>, Vec<_>) = (0..setup.hops).map(|_| hold_port()).unzip();
+        let (held, ports): (Vec<_>, Vec<_>) =
+            (0..setup.hops).map(|_| hold_port(setup.bind)).unzip();
         let config = setup.config(&ports, server, &folder);
         fs::write(folder.join("envoy.json"), format!("{config:#}"))
             .expect("the lab's folder is writable");
-        let hops = ports.into_iter().map(local).collect();
+        let hops = ports.into_iter().map(|port| (setup.reach, port).into()).collect();
         let (process, admin) = run(setup, &folder, 0)?;
         Ok(Self {
             process,

@@ -8,6 +8,8 @@ pub mod client;
 pub mod envoy;
 pub mod fetch;
 pub mod http2;
+#[cfg(target_os = "linux")]
+pub mod link;
 pub mod node;
 pub mod peers;
 pub mod server;

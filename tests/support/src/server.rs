@@ -1,6 +1,6 @@
 //! An upstream whose closing behaviour the request chooses: `/waits?by=server&code=4321`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -146,8 +146,14 @@ struct Seen {
 
 impl Server {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("a bound socket");
+        Self::start_on(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST).await
+    }
+
+    /// Bound to one address, and reached at another.
+    pub async fn start_on(bind: Ipv4Addr, reach: Ipv4Addr) -> Self {
+        let listener = TcpListener::bind((bind, 0)).await.expect("a free port");
+        let port = listener.local_addr().expect("a bound socket").port();
+        let address = (reach, port).into();
         let seen = Arc::new(Seen::default());
         let task = tokio::spawn(accept(listener, Arc::clone(&seen)));
         Self { address, seen, task }
