@@ -10,7 +10,7 @@ help:
 	@echo "make demo    default, baseline and filter side by side on real Envoys (a minute, once built)"
 	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
 	@echo "make wasm    only the module: $(MODULE)"
-	@echo "make table   measure the README's table of scenarios and write it there"
+	@echo "make table   measure the tables of the README and docs/http2.md and write them there"
 	@echo "make bench   what the filter costs: Envoy's CPU time with and without it"
 	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
 	@echo "make interop every library against every other, and the table in docs/interop.md (5 minutes)"
@@ -45,9 +45,9 @@ lint: wasm
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings
 
-# Measures the README's table of scenarios anew.
+# Measures the README's table of scenarios anew, and that of docs/http2.md.
 table: tools
-	UPDATE_README=1 cargo test --test scenarios
+	UPDATE_README=1 cargo test --test scenarios --test http2
 
 # What the filter costs, as ratios of Envoy's CPU time with and without it.
 bench: tools
