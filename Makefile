@@ -42,6 +42,7 @@ test: tools lint
 
 lint: wasm
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings
 

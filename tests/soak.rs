@@ -234,7 +234,8 @@ fn memory(envoy: &Envoy) -> (f64, f64) {
     (envoy.heap_bytes() as f64 / 1e6, envoy.resident_bytes() as f64 / 1e6)
 }
 
-async fn soak(phases: u32, phase: Duration, longest: Duration) {
+/// In phases, so that there are moments at which nothing is open. By `growth` MB the memory may vary.
+async fn soak(phases: u32, phase: Duration, longest: Duration, growth: f64) {
     let server = Server::start().await;
     let limits =
         |setup: Setup| setup.with("closeHandshakeTimeout", "2s").with("tcpCloseTimeout", "1s");
@@ -317,18 +318,18 @@ async fn soak(phases: u32, phase: Duration, longest: Duration) {
         let lives = per_phase * (measured.len() - 1 - begin) as f64;
         let bytes = (heap_now - heap) * 1e6 / lives;
         println!("{lives:.0} lives later: {bytes:.0} bytes of heap more each, {all:.1} to {all_now:.1} MB in all");
-        assert!(heap_now < heap * 1.05 + 2.0, "Envoy's heap grows: {heap:.1} to {heap_now:.1} MB");
-        assert!(all_now < all * 1.1 + 4.0, "Envoy's memory grows: {all:.1} to {all_now:.1} MB");
+        assert!(heap_now < heap + 1.0, "Envoy's heap grows: {heap:.1} to {heap_now:.1} MB");
+        assert!(all_now < all + growth, "Envoy's memory grows: {all:.1} to {all_now:.1} MB");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_minute() {
-    soak(4, Duration::from_secs(3), Duration::from_secs(5)).await;
+    soak(4, Duration::from_secs(3), Duration::from_secs(5), 5.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes half an hour: make soak"]
 async fn half_an_hour() {
-    soak(24, Duration::from_secs(60), Duration::from_secs(20)).await;
+    soak(24, Duration::from_secs(60), Duration::from_secs(20), 15.0).await;
 }

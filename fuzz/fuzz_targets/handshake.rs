@@ -18,7 +18,11 @@ enum Step<'a> {
 }
 
 fn side(server: bool) -> Side {
-    if server { Side::Server } else { Side::Client }
+    if server {
+        Side::Server
+    } else {
+        Side::Client
+    }
 }
 
 /// A Close frame as it comes off the wire.

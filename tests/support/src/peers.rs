@@ -162,7 +162,8 @@ impl Serving {
 
     /// Tells it to stop (SIGTERM).
     pub fn stop(&self) {
-        run(Command::new("kill").args(["-TERM", &self.process.id().to_string()]));
+        // The shell's own `kill`: not every system has a program of that name.
+        run(Command::new("sh").arg("-c").arg(format!("kill -TERM {}", self.process.id())));
     }
 }
 
