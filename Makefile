@@ -4,7 +4,8 @@
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
 .PHONY: help demo demo-page test test-istio test-matrix lint wasm image release table picture page-picture
-.PHONY: bench bench-report bench-scanner bench-scanner-baseline clean
+.PHONY: interop soak fuzz audit advisories clean
+.PHONY: bench bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
 
 help:
@@ -15,13 +16,18 @@ help:
 	@echo "make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
 	@echo "make wasm    only the module: $(MODULE)"
 	@echo "make image   the module as OCI image, layout and archive, in target/image"
-	@echo "make table   measure the README's table of scenarios and write it there"
 	@echo "make bench   what the filter costs: time, memory, size; ten minutes"
 	@echo "make bench-report   write what it found into docs/performance.md and docs/plots"
 	@echo "make bench-scanner  the frame scanner alone, compared with 'make bench-scanner-baseline'"
 	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
 	@echo "make page-picture   take the demo page's pictures, docs/demo-page.png and docs/close.svg"
 	@echo "make release the module, its image, the manifests and their checksums, in target/dist"
+	@echo "make table   measure the tables of the README and docs/http2.md and write them there"
+	@echo "make interop every library against every other, and the table in docs/interop.md (5 minutes)"
+	@echo "make soak    2,000 WebSockets coming and going for half an hour"
+	@echo "make fuzz    each fuzz target for ten minutes"
+	@echo "make audit   licences and sources of all dependencies, by cargo-deny (builds it first)"
+	@echo "make advisories  their known vulnerabilities; fetches the RustSec database"
 	@echo "make clean   everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
@@ -62,13 +68,14 @@ test-matrix: tools lint
 
 lint: wasm
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --test istio -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings
 
-# Measures the README's table of scenarios anew.
+# Measures the README's table of scenarios anew, and that of docs/http2.md.
 table: tools
-	UPDATE_README=1 cargo test --test scenarios
+	UPDATE_README=1 cargo test --test scenarios --test http2
 
 # What the filter costs: docs/performance.md says how it is measured.
 bench: tools
@@ -98,6 +105,23 @@ page-picture: tools
 # What is published, in target/dist; IMAGE as for `make image`. The same bytes from the same code.
 release: image
 	@scripts/release
+
+# Everybody's WebSocket: measures and writes the table in docs/interop.md.
+interop: tools
+	cargo test --test interop -- --ignored --nocapture
+
+soak: tools
+	cargo test --test soak -- --ignored --nocapture
+
+# The parts that know no proxy; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
+fuzz: tools
+	@scripts/fuzz
+
+audit: tools
+	@scripts/audit
+
+advisories: tools
+	@scripts/audit advisories
 
 clean:
 	cargo clean

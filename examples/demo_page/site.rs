@@ -108,6 +108,7 @@ fn server_closes(behaviour: Behaviour) -> Option<&'static str> {
         | Behaviour::Mirror
         | Behaviour::Flood
         | Behaviour::Sink
+        | Behaviour::Breaks
         | Behaviour::Echo
         | Behaviour::Talks => return None,
     })
@@ -131,6 +132,7 @@ fn client_closes(behaviour: Behaviour) -> Option<&'static str> {
         | Behaviour::Mirror
         | Behaviour::Flood
         | Behaviour::Sink
+        | Behaviour::Breaks
         | Behaviour::Echo
         | Behaviour::Talks => return None,
     })

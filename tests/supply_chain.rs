@@ -1,0 +1,95 @@
+//! What the project takes from others: only from crates.io, only under licences that deny.toml allows;
+//! and what of it is in the module. `make audit` asks cargo-deny too.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::process::Command;
+
+use lab::fetch;
+use serde_json::Value;
+use spdx::{Expression, ParseMode};
+
+/// What is linked into the module, or run while it is compiled. Each more is one more to trust.
+const IN_THE_MODULE: [&str; 18] = [
+    "allocator-api2",
+    "equivalent",
+    "foldhash",
+    "hashbrown",
+    "itoa",
+    "log",
+    "memchr",
+    "proc-macro2",
+    "proxy-wasm",
+    "quote",
+    "serde",
+    "serde_core",
+    "serde_derive",
+    "serde_json",
+    "syn",
+    "unicode-ident",
+    "ws-clean-close",
+    "zmij",
+];
+
+fn metadata(arguments: &[&str]) -> Value {
+    let mut command = Command::new("cargo");
+    command.current_dir(fetch::root()).args(["metadata", "--format-version", "1", "--locked"]);
+    serde_json::from_str(&fetch::run(command.args(arguments))).expect("JSON")
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value[key].as_array().unwrap_or_else(|| panic!("no list {key:?}")).iter()
+}
+
+#[test]
+fn sources_and_licences() {
+    let deny = fs::read_to_string(fetch::root().join("deny.toml")).expect("deny.toml is there");
+    let deny: toml::Table = deny.parse().expect("TOML");
+    let allowed: BTreeSet<_> = deny["licenses"]["allow"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|name| spdx::license_id(name.as_str()?))
+        .collect();
+    assert!(allowed.len() > 3);
+    for arguments in [&[][..], &["--manifest-path", "fuzz/Cargo.toml"]] {
+        for package in list(&metadata(arguments), "packages") {
+            let (name, source) = (&package["name"], &package["source"]);
+            // None: the project's own.
+            assert!(
+                source.is_null()
+                    || source == "registry+https://github.com/rust-lang/crates.io-index",
+                "{name} comes from {source}"
+            );
+            let text = package["license"].as_str().unwrap_or_else(|| panic!("{name}: no licence"));
+            let licence = Expression::parse_mode(text, ParseMode::LAX)
+                .unwrap_or_else(|e| panic!("{name}: {text}: {e}"));
+            let fine = licence.evaluate(|term| {
+                term.license.id().is_some_and(|license| allowed.contains(&license))
+            });
+            assert!(fine, "{name} is under {text}");
+        }
+    }
+}
+
+#[test]
+fn in_the_module() {
+    let metadata = metadata(&["--filter-platform", "wasm32-wasip1"]);
+    let names: HashMap<_, _> =
+        list(&metadata, "packages").map(|p| (p["id"].as_str(), p["name"].as_str())).collect();
+    let mut found = BTreeSet::new();
+    let mut next = vec![metadata["resolve"]["root"].as_str()];
+    while let Some(id) = next.pop() {
+        if !found.insert(names[&id].expect("a name")) {
+            continue;
+        }
+        let node = list(&metadata["resolve"], "nodes").find(|node| node["id"].as_str() == id);
+        for dependency in list(node.expect("a node"), "deps") {
+            // Not those of tests.
+            if list(dependency, "dep_kinds").any(|kind| kind["kind"].is_null()) {
+                next.push(dependency["pkg"].as_str());
+            }
+        }
+    }
+    assert_eq!(found, BTreeSet::from(IN_THE_MODULE));
+}
