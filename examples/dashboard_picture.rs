@@ -37,7 +37,7 @@ async fn main() {
 /// What the i-th WebSocket of a second does.
 fn kind(second: usize, i: usize) -> (Behaviour, bool) {
     match i % 10 {
-        _ if CRASHES.contains(&second) && i % 2 == 0 => (Behaviour::Vanishes, true),
+        _ if CRASHES.contains(&second) && i.is_multiple_of(2) => (Behaviour::Vanishes, true),
         0..4 => (Behaviour::Waits, true),
         4..8 => (Behaviour::Waits, false),
         8 => (Behaviour::Hasty, false),
