@@ -127,8 +127,7 @@ pub enum Parsing {
 ///
 /// # Errors
 /// A [`Fault`] as soon as the bytes at hand show it.
-// The scanner's inner loop: without it a frame costs three times as much in a module that is built
-// for size.
+// The scanner's inner loop, in a module that is otherwise built for size.
 #[inline(always)]
 pub fn decode_header(bytes: &[u8]) -> Result<Parsing, Fault> {
     let &[first, second, ref rest @ ..] = bytes else {
