@@ -360,7 +360,8 @@ async fn a_rollout() {
         assert!(seen.is(1001, "rolling"), "{seen:?}");
         halves[usize::from(seen.closed_at > start + Duration::from_secs(1))] += 1;
     }
-    assert!(before.elapsed() > Duration::from_millis(1900), "{:?}", before.elapsed());
+    // The last eleventh of the time is that of the silent, who were opened last.
+    assert!(before.elapsed() > Duration::from_millis(1600), "{:?}", before.elapsed());
     assert!(start.elapsed() < Duration::from_millis(2800), "{:?}", start.elapsed());
     assert!(halves.iter().all(|n| (25..=75).contains(n)), "{halves:?}");
     // How an operator sees that it is over: only those that say nothing are left.
