@@ -6,7 +6,7 @@ use proxy_wasm::types::BufferType;
 use crate::frame::Chunk;
 
 /// A chunk that the host holds. It hands out copies, and a call for them costs as much as copying
-/// some 20 KiB: docs/performance.md.
+/// some 16 KiB: docs/performance.md.
 pub struct HostChunk {
     buffer: BufferType,
     len: usize,
@@ -18,7 +18,7 @@ impl HostChunk {
     /// Where the next header stands nearer than this behind the last one, the frames are small, and
     /// their payloads are copied with them.
     const NEAR: usize = 16 * 1024;
-    /// How much is copied then. More would save calls, but leave the processor's cache.
+    /// How much is copied then: a few calls for a megabyte, and a bound for the module's memory.
     const WINDOW: usize = 256 * 1024;
     /// What is left of a chunk is copied whole where it is no more than this.
     const SMALL: usize = 4096;
