@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 
 use lab::server::messages;
-use lab::{wire, Client, Envoy, Mode, Server, Setup};
+use lab::{wire, Client, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::measure::{Job, Row};
+use crate::floor::Questions;
+use crate::measure::{Job, Lanes, Row};
 
 /// Payload lengths.
 pub const SIZES: [usize; 4] = [125, 1024, 16 * 1024, 1024 * 1024];
@@ -86,20 +87,23 @@ pub fn all() -> Vec<Flood> {
 
 pub async fn run() -> Vec<Row> {
     let server = Server::start().await;
-    let one = |mode| Setup { workers: 1, ..Setup::new(mode) };
-    let without = one(Mode::Default).start(server.address).await;
-    let with = one(Mode::Filter).start(server.address).await;
     let mut rows = Vec::new();
-    for flood in all() {
-        let job = Job {
-            what: flood.name(),
-            unit: "ns per byte",
-            scale: 1e9,
-            first: if flood.singly { 4_000_000 } else { 40_000_000 },
-            rounds: 5,
-        };
-        let work = async |envoy: &Envoy, bytes| flood.run(envoy.address(), bytes).await;
-        rows.extend(job.compare(&[("none", &without), ("filter", &with)], work).await);
+    for size in SIZES {
+        let lanes = [
+            ("none", Setup::new(Mode::Default)),
+            ("filter", Setup::new(Mode::Filter)),
+            ("floor", Questions::for_frames_of(size).setup()),
+        ];
+        let lanes = Lanes::start(server.address, lanes).await;
+        for flood in all().into_iter().filter(|flood| flood.size == size) {
+            let job = Job {
+                what: flood.name(),
+                unit: "ns per byte",
+                scale: 1e9,
+                first: if flood.singly { 1_000_000 } else { 40_000_000 },
+            };
+            rows.extend(job.compare(&lanes, async |to, bytes| flood.run(to, bytes).await).await);
+        }
     }
     rows
 }

@@ -10,6 +10,7 @@
 mod burst;
 mod closes;
 mod floods;
+mod floor;
 mod many;
 mod measure;
 mod memory;

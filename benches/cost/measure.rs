@@ -1,10 +1,11 @@
 //! Paired measurements, their spread, and where they are kept.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{fetch, Envoy};
+use lab::{fetch, Envoy, Setup};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,10 @@ pub fn amount(full: usize, quick: usize) -> usize {
         full
     }
 }
+
+/// How often each lane has its turn: many short ones, as what disturbs the machine lasts longer than a
+/// turn.
+const ROUNDS: usize = 41;
 
 /// Median and quartiles of the rounds.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -73,6 +78,37 @@ impl Row {
     }
 }
 
+/// What is compared: listeners of one Envoy, with one worker thread. One process, because two that
+/// are started alike differ by a tenth in what they use, for as long as they run.
+pub struct Lanes {
+    pub envoy: Envoy,
+    names: Vec<&'static str>,
+}
+
+impl Lanes {
+    /// In front of `server`; ratios are to the first.
+    pub async fn start<const N: usize>(
+        server: SocketAddr,
+        lanes: [(&'static str, Setup); N],
+    ) -> Self {
+        let (names, setups): (Vec<_>, Vec<_>) = lanes.into_iter().unzip();
+        let mut setups = setups.into_iter();
+        let first = setups.next().expect("a lane");
+        let setup = Setup { workers: 1, beside: setups.collect(), ..first };
+        Self { envoy: setup.start(server).await, names }
+    }
+
+    /// What they are called.
+    pub fn names(&self) -> &[&'static str] {
+        &self.names
+    }
+
+    /// Where a lane is entered.
+    pub fn address(&self, lane: usize) -> SocketAddr {
+        self.envoy.entry(lane + 1)
+    }
+}
+
 /// What is measured, and how much of it at first.
 pub struct Job<'a> {
     pub what: String,
@@ -82,60 +118,59 @@ pub struct Job<'a> {
     pub scale: f64,
     /// How much to do in the first round, from which follows how much in the others.
     pub first: usize,
-    pub rounds: usize,
 }
 
 impl Job<'_> {
-    /// Envoy's CPU time for the same work in each setup, all setups in each round, each round with
+    /// Envoy's CPU time for the same work in each lane, all lanes in each round, each round with
     /// another first, so that what drifts is nobody's.
     pub async fn compare(
         &self,
-        setups: &[(&str, &Envoy)],
-        work: impl AsyncFn(&Envoy, usize),
+        lanes: &Lanes,
+        work: impl AsyncFn(SocketAddr, usize),
     ) -> Vec<Row> {
-        // Long enough to tell; a round of the cheapest setup takes this long.
-        let enough = if is_quick() { 0.02 } else { 0.4 };
+        // Long enough to tell; a round of the cheapest lane takes this long.
+        let enough = if is_quick() { 0.02 } else { 0.1 };
         let mut cheapest = f64::INFINITY;
+        let seconds = async |lane: usize, much: usize| {
+            let before = lanes.envoy.cpu_seconds();
+            work(lanes.address(lane), much).await;
+            // The end of the connections is part of it.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            lanes.envoy.cpu_seconds() - before
+        };
+        let count = lanes.names().len();
         // What is first slow, such as the VM's compiler, is in no round.
-        for (_, envoy) in setups {
-            work(envoy, self.first).await;
-            cheapest = cheapest.min(seconds(envoy, &work, self.first).await);
+        for lane in 0..count {
+            seconds(lane, self.first).await;
+            cheapest = cheapest.min(seconds(lane, self.first).await);
         }
         let much = (self.first as f64 * enough / cheapest).max(1.0) as usize;
-        let rounds = if is_quick() { 2 } else { self.rounds };
-        let mut costs = vec![Vec::new(); setups.len()];
-        let mut shortest = vec![f64::INFINITY; setups.len()];
+        let rounds = if is_quick() { 2 } else { ROUNDS };
+        let mut costs = vec![Vec::new(); count];
+        let mut shortest = vec![f64::INFINITY; count];
         for round in 0..rounds {
-            for i in 0..setups.len() {
-                // Backwards every other time: a setup is not always behind the same one.
-                let turn = if round % 2 == 0 { i } else { setups.len() - 1 - i };
-                let which = (turn + round / 2) % setups.len();
-                let seconds = seconds(setups[which].1, &work, much).await;
+            for i in 0..count {
+                // Backwards every other time: a lane is not always behind the same one.
+                let turn = if round % 2 == 0 { i } else { count - 1 - i };
+                let which = (turn + round / 2) % count;
+                let seconds = seconds(which, much).await;
                 shortest[which] = shortest[which].min(seconds);
                 costs[which].push(seconds * self.scale / much as f64);
             }
         }
-        let row = |(i, (setup, _)): (usize, &(&str, &Envoy))| Row {
+        let row = |(i, name): (usize, &&str)| Row {
             what: self.what.clone(),
-            setup: (*setup).to_owned(),
+            setup: (*name).to_owned(),
             unit: self.unit.to_owned(),
             cost: Spread::of(costs[i].iter().copied()),
             ratio: Spread::of(costs[i].iter().zip(&costs[0]).map(|(with, without)| with / without)),
             rounds,
             shortest: shortest[i],
         };
-        let rows: Vec<Row> = setups.iter().enumerate().map(row).collect();
+        let rows: Vec<Row> = lanes.names().iter().enumerate().map(row).collect();
         rows.iter().for_each(Row::print);
         rows
     }
-}
-
-async fn seconds(envoy: &Envoy, work: &impl AsyncFn(&Envoy, usize), much: usize) -> f64 {
-    let before = envoy.cpu_seconds();
-    work(envoy, much).await;
-    // The end of the connections is part of it.
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    envoy.cpu_seconds() - before
 }
 
 /// Where a run was made.

@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
-use lab::{wire, Envoy, Mode, Server, Setup};
+use lab::{wire, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::floods::Flood;
-use crate::measure::{Job, Row};
+use crate::measure::{Job, Lanes, Row};
 use crate::requests::request;
 
 /// A response of so many bytes.
@@ -55,32 +55,28 @@ pub async fn connect(from: usize, to: SocketAddr) -> TcpStream {
 
 pub async fn run() -> Vec<Row> {
     let server = Server::start().await;
-    let alone = |mode, tcp| Setup { workers: 1, http_half: None, tcp, ..Setup::new(mode) };
+    let alone = |mode, tcp| Setup { http_half: None, tcp, ..Setup::new(mode) };
     let mut rows = Vec::new();
     for (protocol, tcp) in [("TCP", true), ("HTTP", false)] {
-        let without = alone(Mode::Default, tcp).start(server.address).await;
-        let with = alone(Mode::Filter, tcp).start(server.address).await;
-        let setups = [("none", &without), ("network", &with)];
+        let lanes = [("none", alone(Mode::Default, tcp)), ("network", alone(Mode::Filter, tcp))];
+        let lanes = Lanes::start(server.address, lanes).await;
         let named = |what: &str| format!("{protocol}, {what}");
         let bytes =
-            |what| Job { what, unit: "ns per byte", scale: 1e9, first: 40_000_000, rounds: 7 };
-        let from_server = async |envoy: &Envoy, bytes| download(envoy.address(), bytes).await;
-        rows.extend(bytes(named("server to client")).compare(&setups, from_server).await);
+            |what| Job { what, unit: "ns per byte", scale: 1e9, first: 40_000_000 };
+        rows.extend(bytes(named("server to client")).compare(&lanes, download).await);
         if tcp {
             // What is a flood to a client and a server is bytes to `tcp_proxy`.
             let flood = Flood { from_server: false, size: 16 * 1024, singly: false };
-            let from_client = async |envoy: &Envoy, bytes| flood.run(envoy.address(), bytes).await;
-            rows.extend(bytes(named("client to server")).compare(&setups, from_client).await);
+            let from_client = async |to, bytes| flood.run(to, bytes).await;
+            rows.extend(bytes(named("client to server")).compare(&lanes, from_client).await);
         }
         let job = Job {
             what: named("a connection for each request"),
             unit: "µs each",
             scale: 1e6,
             first: 500,
-            rounds: 7,
         };
-        let each = async |envoy: &Envoy, count| connections(envoy.address(), count).await;
-        rows.extend(job.compare(&setups, each).await);
+        rows.extend(job.compare(&lanes, connections).await);
     }
     rows
 }

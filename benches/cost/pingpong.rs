@@ -2,16 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use lab::{wire, Envoy, Mode, Server, Setup};
+use lab::{wire, Mode, Server, Setup};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
+use crate::floor::Questions;
 use crate::many;
-use crate::measure::{amount, quantile, Spread};
+use crate::measure::{amount, quantile, Lanes, Spread};
 
 const CONNECTIONS: usize = 100;
 const SIZE: usize = 125;
+const ROUNDS: usize = 21;
 
 /// Round trips of one setup, in microseconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,9 +33,14 @@ pub struct Latency {
 /// How long each of `count` round trips took, in microseconds, sorted; and Envoy's CPU time for one.
 /// With `pause`, a connection sends one in so much time; without, the next as soon as it has its
 /// answer.
-async fn round_trips(envoy: &Envoy, count: usize, pause: Duration) -> (Vec<f64>, f64) {
-    let clients = many::open(envoy.address(), "/echo?by=client", CONNECTIONS).await;
-    let before = envoy.cpu_seconds();
+async fn round_trips(
+    lanes: &Lanes,
+    lane: usize,
+    count: usize,
+    pause: Duration,
+) -> (Vec<f64>, f64) {
+    let clients = many::open(lanes.address(lane), "/echo?by=client", CONNECTIONS).await;
+    let before = lanes.envoy.cpu_seconds();
     let mut connections = JoinSet::new();
     for (i, mut client) in clients.into_iter().enumerate() {
         connections.spawn(async move {
@@ -55,7 +62,7 @@ async fn round_trips(envoy: &Envoy, count: usize, pause: Duration) -> (Vec<f64>,
     }
     let (times, clients): (Vec<_>, Vec<_>) = connections.join_all().await.into_iter().unzip();
     let mut times = times.concat();
-    let cpu = (envoy.cpu_seconds() - before) * 1e6 / times.len() as f64;
+    let cpu = (lanes.envoy.cpu_seconds() - before) * 1e6 / times.len() as f64;
     drop(clients);
     times.sort_by(f64::total_cmp);
     (times, cpu)
@@ -63,32 +70,34 @@ async fn round_trips(envoy: &Envoy, count: usize, pause: Duration) -> (Vec<f64>,
 
 pub async fn run() -> Vec<Latency> {
     let server = Server::start().await;
-    let one = |mode| Setup { workers: 1, ..Setup::new(mode) };
-    let setups = [
-        ("none", one(Mode::Default).start(server.address).await),
-        ("filter", one(Mode::Filter).start(server.address).await),
+    let lanes = [
+        ("none", Setup::new(Mode::Default)),
+        ("filter", Setup::new(Mode::Filter)),
+        ("floor", Questions::for_frames_of(SIZE).setup()),
     ];
-    let rounds = amount(7, 2);
+    let lanes = Lanes::start(server.address, lanes).await;
+    let rounds = amount(ROUNDS, 2);
     let mut found = Vec::new();
     for (what, pause, count) in [
-        ("2,000 messages a second", Duration::from_millis(50), amount(3_000, 200)),
-        ("as many as go", Duration::ZERO, amount(20_000, 1_000)),
+        ("2,000 messages a second", Duration::from_millis(50), amount(1_000, 200)),
+        ("as many as go", Duration::ZERO, amount(10_000, 1_000)),
     ] {
-        let mut p50 = [vec![0.0; rounds], vec![0.0; rounds]];
+        let number = lanes.names().len();
+        let mut p50 = vec![vec![0.0; rounds]; number];
         let (mut p99, mut cpu) = (p50.clone(), p50.clone());
         for round in 0..rounds {
-            for turn in 0..2 {
-                let which = (turn + round) % 2;
-                let (times, each) = round_trips(&setups[which].1, count, pause).await;
+            for turn in 0..number {
+                let which = (turn + round) % number;
+                let (times, each) = round_trips(&lanes, which, count, pause).await;
                 p50[which][round] = quantile(&times, 0.5);
                 p99[which][round] = quantile(&times, 0.99);
                 cpu[which][round] = each;
             }
         }
-        let ratio = |of: &[Vec<f64>; 2], which: usize| {
+        let ratio = |of: &[Vec<f64>], which: usize| {
             Spread::of(of[which].iter().zip(&of[0]).map(|(with, without)| with / without))
         };
-        for (which, (setup, _)) in setups.iter().enumerate() {
+        for (which, setup) in lanes.names().iter().enumerate() {
             let latency = Latency {
                 what: what.to_owned(),
                 setup: (*setup).to_owned(),

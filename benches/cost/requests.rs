@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use lab::server::{path, Behaviour};
-use lab::{wire, Client, Envoy, Mode, Plan, Server, Setup};
+use lab::{wire, Client, Mode, Plan, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::measure::{Job, Row};
+use crate::floor::Questions;
+use crate::measure::{Job, Lanes, Row};
 
 const CONNECTIONS: usize = 32;
 
@@ -39,31 +40,28 @@ pub async fn requests(address: SocketAddr, count: usize) {
 
 pub async fn run() -> Vec<Row> {
     let server = Server::start().await;
-    let one = |mode| Setup { workers: 1, ..Setup::new(mode) };
-    let without = one(Mode::Default).start(server.address).await;
-    let both = one(Mode::Filter).start(server.address).await;
-    let composite = Setup { composite: true, ..one(Mode::Filter) }.start(server.address).await;
-    let network = Setup { http_half: None, ..one(Mode::Filter) }.start(server.address).await;
+    let filter = Setup::new(Mode::Filter);
+    let lanes = [
+        ("none", Setup::new(Mode::Default)),
+        ("both halves", filter.clone()),
+        ("composite", Setup { composite: true, ..filter.clone() }),
+        ("network", Setup { http_half: None, ..filter }),
+        ("floor", Questions::for_frames_of(0).setup()),
+    ];
+    let lanes = Lanes::start(server.address, lanes).await;
     // A half that is not there costs nothing.
-    for envoy in [&both, &composite] {
+    for lane in [1, 2] {
         let path = path(Behaviour::Waits, true, 4321);
-        let client = Client::open(envoy.address(), false, &path).await.expect("a WebSocket");
+        let client = Client::open(lanes.address(lane), false, &path).await.expect("a WebSocket");
         let ending = client.run(&Plan::default()).await;
         assert!(ending.is_clean() && ending.ms() < 500.0, "not the filter's close: {ending}");
-        assert_eq!(envoy.metric("websocket.closed.clean"), 1);
+        assert_eq!(lanes.envoy.metric("websocket.closed.clean"), lane as u64);
     }
-    let setups = [
-        ("none", &without),
-        ("both halves", &both),
-        ("composite", &composite),
-        ("network", &network),
-    ];
     let job = Job {
         what: "plain requests".to_owned(),
         unit: "µs per request",
         scale: 1e6,
         first: 2000,
-        rounds: 15,
     };
-    job.compare(&setups, async |envoy: &Envoy, count| requests(envoy.address(), count).await).await
+    job.compare(&lanes, requests).await
 }

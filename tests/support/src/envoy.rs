@@ -39,13 +39,16 @@ impl Mode {
 }
 
 /// What to start: a chain of listeners in one process. Hop 1 stands in front of the server, each
-/// further one in front of the one before.
+/// further one in front of the one before; or, for those of `beside`, in front of the server too.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub mode: Mode,
     /// `delayed_close_timeout`; `None`: Envoy's default, 1 s.
     pub delayed_close_timeout: Option<&'static str>,
     pub hops: usize,
+    /// Listeners in the same process that lead to the server too, each as its setup says: what is
+    /// compared in one process differs by nothing else. Their numbers follow those of the hops.
+    pub beside: Vec<Setup>,
     /// TLS between the client and the last hop, and between the hops.
     pub tls: bool,
     pub workers: usize,
@@ -91,6 +94,7 @@ impl Setup {
             mode,
             delayed_close_timeout: (mode == Mode::Baseline).then_some("0s"),
             hops: 1,
+            beside: Vec::new(),
             tls: false,
             workers: 2,
             http_half: filter.then(|| json!({"attach": "http"})),
@@ -142,7 +146,6 @@ impl Setup {
     }
 
     fn config(&self, ports: &[u16], server: SocketAddr, folder: &Path) -> Value {
-        let hops = 1..=self.hops;
         let listeners = if self.listeners_from_file {
             self.publish_listeners(ports, folder, 0);
             Vec::new()
@@ -157,7 +160,7 @@ impl Setup {
             "dynamic_resources": self.listeners_from_file.then_some(lds),
             "static_resources": {
                 "listeners": listeners,
-                "clusters": hops.map(|hop| self.cluster(hop, ports, server)).collect::<Vec<_>>(),
+                "clusters": self.clusters(ports, server),
             },
             "stats_flush_interval": "1s",
             "admin": { "address": socket_address(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) },
@@ -173,7 +176,19 @@ impl Setup {
     }
 
     fn listeners(&self, ports: &[u16], folder: &Path) -> Vec<Value> {
-        (1..=self.hops).map(|hop| self.listener(hop, ports, folder)).collect()
+        let hops = (1..=self.hops).map(|hop| self.listener(hop, ports, folder));
+        let beside = (self.hops + 1..).zip(&self.beside);
+        hops.chain(beside.map(|(i, setup)| setup.listener(i, ports, folder))).collect()
+    }
+
+    fn clusters(&self, ports: &[u16], server: SocketAddr) -> Vec<Value> {
+        let upstream = |hop: usize| match hop {
+            1 => server,
+            _ => (self.reach, ports[hop - 2]).into(),
+        };
+        let hops = (1..=self.hops).map(|hop| self.cluster(hop, upstream(hop)));
+        let beside = (self.hops + 1..).zip(&self.beside);
+        hops.chain(beside.map(|(i, setup)| setup.cluster(i, server))).collect()
     }
 
     fn publish_listeners(&self, ports: &[u16], folder: &Path, version: u32) {
@@ -320,8 +335,7 @@ impl Setup {
         })
     }
 
-    fn cluster(&self, hop: usize, ports: &[u16], server: SocketAddr) -> Value {
-        let upstream = if hop == 1 { server } else { (self.reach, ports[hop - 2]).into() };
+    fn cluster(&self, hop: usize, upstream: SocketAddr) -> Value {
         let mut cluster = json!({
             "name": format!("hop{hop}"),
             "load_assignment": {
@@ -490,7 +504,7 @@ impl Envoy {
     fn start(setup: &Setup, server: SocketAddr) -> Result<Self, String> {
         let folder = run_folder(setup.mode.name());
         let (held, ports): (Vec<_>, Vec<_>) =
-            (0..setup.hops).map(|_| hold_port_at(setup.bind)).unzip();
+            (0..setup.hops + setup.beside.len()).map(|_| hold_port_at(setup.bind)).unzip();
         let config = setup.config(&ports, server, &folder);
         fs::write(folder.join(CONFIG), format!("{config:#}"))
             .expect("the lab's folder is writable");
@@ -554,7 +568,7 @@ impl Envoy {
         }
     }
 
-    /// Where a client enters to pass `hops` hops.
+    /// Where a client enters to pass `hops` hops, or the listener of that number.
     pub fn entry(&self, hops: usize) -> SocketAddr {
         self.hops[hops - 1]
     }

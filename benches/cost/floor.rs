@@ -1,0 +1,69 @@
+//! The floor: the least that a filter of this kind can cost. A module without a compiler's help or a
+//! library's weight, which asks the host for what must be asked, and does nothing with it.
+
+use lab::{fetch, Mode, Setup};
+
+/// One call for so many bytes, in steps of so many, through each chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct Questions {
+    pub step: usize,
+    pub len: usize,
+}
+
+impl Questions {
+    /// What is cheapest for frames with a payload of `size`: to copy all of them, or to ask for each
+    /// header.
+    pub fn for_frames_of(size: usize) -> Self {
+        match size {
+            0..16_384 => Self { step: 1 << 18, len: 1 << 18 },
+            _ => Self { step: size + 4, len: 14 },
+        }
+    }
+
+    /// The HTTP half alone, with the floor in its place.
+    pub fn setup(self) -> Setup {
+        let Self { step, len } = self;
+        let file = fetch::folder("floor").join(format!("{step}-{len}.wasm"));
+        let module = wat::parse_str(self.text()).expect("the text is WebAssembly");
+        std::fs::write(&file, module).expect("target is writable");
+        Setup { module: Some(file), network_half: None, ..Setup::new(Mode::Filter) }
+    }
+
+    /// The callbacks that the filter has, and their questions; `proxy_abi_version_0_2_1`.
+    fn text(self) -> String {
+        let Self { step, len } = self;
+        format!(
+            r#"(module
+  (import "env" "proxy_get_buffer_bytes"
+    (func $get_buffer (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_header_map_value"
+    (func $get_header (param i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 8)
+  (data (i32.const 16) "upgrade")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 65536))
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_delete") (param i32))
+  (func $ask (param $buffer i32) (param $left i32)
+    (local $at i32)
+    (loop $next
+      (if (i32.gt_s (local.get $left) (i32.const 0)) (then
+        (drop (call $get_buffer (local.get $buffer) (local.get $at)
+          (select (i32.const {len}) (local.get $left)
+            (i32.lt_s (i32.const {len}) (local.get $left)))
+          (i32.const 0) (i32.const 4)))
+        (local.set $at (i32.add (local.get $at) (i32.const {step})))
+        (local.set $left (i32.sub (local.get $left) (i32.const {step})))
+        (br $next)))))
+  (func (export "proxy_on_request_body") (param i32 i32 i32) (result i32)
+    (call $ask (i32.const 0) (local.get 1))
+    (i32.const 0))
+  (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+    (drop (call $get_header (i32.const 2) (i32.const 16) (i32.const 7) (i32.const 0) (i32.const 4)))
+    (i32.const 0))
+  (func (export "proxy_on_response_body") (param i32 i32 i32) (result i32)
+    (call $ask (i32.const 1) (local.get 1))
+    (i32.const 0)))"#
+        )
+    }
+}
