@@ -50,6 +50,8 @@ impl Chunk for HostChunk {
             } else {
                 len
             };
+            // First, so that the next one has its memory.
+            self.window = Vec::new();
             self.window =
                 hostcalls::get_buffer(self.buffer, offset, wanted.max(len).min(left)).ok()??;
             self.window_at = offset;

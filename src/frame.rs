@@ -144,27 +144,25 @@ pub fn decode_header(bytes: &[u8]) -> Result<Parsing, Fault> {
             return Err(Fault::OversizedControl);
         }
     }
-    let masked = second & MASK != 0;
-    let extended = match short_len {
-        LEN_16 => 2,
-        LEN_64 => 8,
-        _ => 0,
+    let key_len = if second & MASK != 0 { 4 } else { 0 };
+    // Branches, which a processor foresees where it would wait for sums: the next header's place
+    // hangs on this one's length.
+    let (payload_len, extended) = match short_len {
+        LEN_16 => (rest.first_chunk().map(|len| u16::from_be_bytes(*len).into()), 2),
+        LEN_64 => (rest.first_chunk().map(|len| u64::from_be_bytes(*len)), 8),
+        short => (Some(u64::from(short)), 0),
     };
-    let header_len = MIN_HEADER_LEN + extended + if masked { 4 } else { 0 };
-    let Some((extended, rest)) = rest.split_at_checked(extended) else {
+    let header_len = MIN_HEADER_LEN + extended + key_len;
+    let Some(payload_len) = payload_len else {
         return Ok(Parsing::NeedMore(header_len));
-    };
-    let payload_len = match extended {
-        [] => u64::from(short_len),
-        bytes => bytes.iter().fold(0, |len, &b| len << 8 | u64::from(b)),
     };
     if payload_len > i64::MAX as u64 {
         return Err(Fault::LengthOverflow);
     }
-    let mask = match (masked, rest.first_chunk::<4>()) {
-        (false, _) => None,
-        (true, Some(mask)) => Some(*mask),
-        (true, None) => return Ok(Parsing::NeedMore(header_len)),
+    let mask = match (key_len, rest.get(extended..).and_then(|rest| rest.first_chunk())) {
+        (0, _) => None,
+        (_, Some(mask)) => Some(*mask),
+        (_, None) => return Ok(Parsing::NeedMore(header_len)),
     };
     let header = Header { fin, opcode, mask, payload_len };
     Ok(Parsing::Done(header, header_len))
@@ -458,8 +456,9 @@ impl Scanner {
                 }
                 State::Header { bytes, len: len @ 0 } => {
                     let at_hand = read(chunk, offset, available.min(MAX_HEADER_LEN))?;
-                    let Passed { len: passed, message, open } =
-                        pass_frames(at_hand, &mut self.in_message, on_event)?;
+                    let Passed { len: passed, message, in_message, open } =
+                        pass_frames(at_hand, self.in_message, on_event)?;
+                    self.in_message = in_message;
                     self.boundaries.frame = Some(offset + passed);
                     if let Some(message) = message {
                         self.boundaries.message = Some(offset + message);
@@ -509,6 +508,8 @@ struct Passed {
     len: usize,
     /// The last place between two messages.
     message: Option<usize>,
+    /// Whether a message is open behind them, or, where there is one, behind `open`'s header.
+    in_message: bool,
     /// The header behind them, and its length, where its payload is not at hand; or is that of a
     /// Close frame, which is wanted.
     open: Option<(Header, usize)>,
@@ -518,25 +519,25 @@ struct Passed {
 #[inline]
 fn pass_frames(
     bytes: &[u8],
-    in_message: &mut bool,
+    mut in_message: bool,
     on_event: &mut impl FnMut(Event),
 ) -> Result<Passed, Fault> {
-    let mut rest = bytes;
-    let mut message = None;
+    let mut len = 0;
+    let mut message = (!in_message).then_some(0);
     loop {
-        let len = bytes.len() - rest.len();
-        if !*in_message {
-            message = Some(len);
-        }
+        let rest = bytes.get(len..).unwrap_or_default();
         let Parsing::Done(header, header_len) = decode_header(rest)? else {
-            return Ok(Passed { len, message, open: None });
+            return Ok(Passed { len, message, in_message, open: None });
         };
         on_event(Event::Frame(header));
-        header.begin(in_message);
-        let payload = rest.get(header_len..).unwrap_or_default();
-        match usize::try_from(header.payload_len).ok().and_then(|len| payload.get(len..)) {
-            Some(next) if header.opcode != Opcode::Close => rest = next,
-            _ => return Ok(Passed { len, message, open: Some((header, header_len)) }),
+        header.begin(&mut in_message);
+        let left = (rest.len() - header_len) as u64;
+        if header.opcode == Opcode::Close || header.payload_len > left {
+            return Ok(Passed { len, message, in_message, open: Some((header, header_len)) });
+        }
+        len += header_len + header.payload_len as usize;
+        if !in_message {
+            message = Some(len);
         }
     }
 }

@@ -98,6 +98,12 @@ impl Lanes {
         Self { envoy: setup.start(server).await, names }
     }
 
+    pub async fn of(server: SocketAddr, names: Vec<&'static str>, setups: Vec<Setup>) -> Self {
+        let mut setups = setups.into_iter();
+        let first = setups.next().expect("a lane");
+        let setup = Setup { workers: 1, beside: setups.collect(), ..first };
+        Self { envoy: setup.start(server).await, names }
+    }
     /// What they are called.
     pub fn names(&self) -> &[&'static str] {
         &self.names
