@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lab::http2::Connection;
 use lab::server::{path, Behaviour};
-use lab::{wire, Client, Ending, Envoy, Mode, Plan, Server, Setup};
+use lab::{wire, Client, Ending, Envoy, Mode, Plan, Server, Setup, Streams};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -48,6 +48,26 @@ async fn without_the_network_half() {
     let warnings = envoy.log().matches("has no network half").count();
     // Once a worker.
     assert!((1..=2).contains(&warnings), "{warnings}:\n{}", envoy.log());
+}
+
+/// Where only upgrades meet the HTTP half: in Envoy's composite filter, or in a filter chain of their
+/// own. Closes are as clean and as prompt, and requests pass.
+#[tokio::test(flavor = "multi_thread")]
+async fn for_upgrades_only() {
+    let server = Server::start().await;
+    for streams in [Streams::CompositeUpgrades, Streams::UpgradeChain] {
+        let envoy = Setup { streams, ..Setup::new(Mode::Filter) }.start(server.address).await;
+        for by_server in [true, false] {
+            let ending = close(&envoy, Behaviour::Waits, by_server).await;
+            assert!(ending.is_clean() && ending.ms() < 400.0, "{streams:?}: {ending:?}");
+        }
+        let mut stream = TcpStream::connect(envoy.address()).await.expect("a connection");
+        stream.write_all(b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("open");
+        let (head, _) = wire::read_head(&mut stream).await.expect("a response");
+        assert!(head.starts_with("HTTP/1.1 200"), "{streams:?}: {head}");
+        assert_eq!(envoy.metric("websocket.closed.clean"), 2, "{streams:?}");
+        assert_eq!(envoy.metric("websocket.unpaired"), 0, "{streams:?}");
+    }
 }
 
 /// Without the HTTP half nothing happens at all.

@@ -88,25 +88,20 @@ pub fn all() -> Vec<Flood> {
 pub async fn run() -> Vec<Row> {
     let server = Server::start().await;
     let mut rows = Vec::new();
-    let sizes: Vec<usize> = std::env::var("SIZES").unwrap().split(',').map(|s| s.parse().unwrap()).collect();
-    for size in sizes {
-        let mut setups = vec![Setup::new(Mode::Default)];
-        let mut names = vec!["none"];
-        for lane in std::env::var("LANES").unwrap().split(',') {
-            let (name, file) = lane.split_once('=').unwrap();
-            names.push(Box::leak(name.to_owned().into_boxed_str()));
-            setups.push(if let Some(n) = file.strip_prefix("copy") { let n: usize = n.parse().unwrap(); Questions { step: n, len: n }.setup() }
-              else if let Some(n) = file.strip_prefix("ask") { let n: usize = n.parse().unwrap(); Questions { step: n, len: 14 }.setup() }
-              else { Setup { module: Some(file.into()), ..Setup::new(Mode::Filter) } });
-        }
-        let lanes = Lanes::of(server.address, names, setups).await;
-        for from_server in [true, false] {
-            let flood = Flood { from_server, size, singly: false };
+    for size in SIZES {
+        let lanes = [
+            ("none", Setup::new(Mode::Default)),
+            ("filter", Setup::new(Mode::Filter)),
+            ("floor", Questions::for_frames_of(size).setup()),
+        ];
+        let lanes = Lanes::start(server.address, lanes).await;
+        for flood in all().into_iter().filter(|flood| flood.size == size) {
             let job = Job {
                 what: flood.name(),
                 unit: "ns per byte",
                 scale: 1e9,
-                first: 40_000_000,
+                first: if flood.singly { 1_000_000 } else { 40_000_000 },
+                rounds: 61,
             };
             rows.extend(job.compare(&lanes, async |to, bytes| flood.run(to, bytes).await).await);
         }

@@ -23,10 +23,6 @@ pub fn amount(full: usize, quick: usize) -> usize {
     }
 }
 
-/// How often each lane has its turn: many short ones, as what disturbs the machine lasts longer than a
-/// turn.
-const ROUNDS: usize = 41;
-
 /// Median and quartiles of the rounds.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Spread {
@@ -72,7 +68,7 @@ impl Row {
     fn print(&self) {
         let Self { what, setup, unit, cost, ratio, .. } = self;
         println!(
-            "  {what:44} {setup:12} {:9.3} {unit:14} {:.3} ({:.3} to {:.3})",
+            "  {what:44} {setup:16} {:9.3} {unit:14} {:.3} ({:.3} to {:.3})",
             cost.median, ratio.median, ratio.low, ratio.high
         );
     }
@@ -98,12 +94,6 @@ impl Lanes {
         Self { envoy: setup.start(server).await, names }
     }
 
-    pub async fn of(server: SocketAddr, names: Vec<&'static str>, setups: Vec<Setup>) -> Self {
-        let mut setups = setups.into_iter();
-        let first = setups.next().expect("a lane");
-        let setup = Setup { workers: 1, beside: setups.collect(), ..first };
-        Self { envoy: setup.start(server).await, names }
-    }
     /// What they are called.
     pub fn names(&self) -> &[&'static str] {
         &self.names
@@ -124,16 +114,14 @@ pub struct Job<'a> {
     pub scale: f64,
     /// How much to do in the first round, from which follows how much in the others.
     pub first: usize,
+    /// How often each lane has its turn: many short ones, as what disturbs a machine lasts longer.
+    pub rounds: usize,
 }
 
 impl Job<'_> {
     /// Envoy's CPU time for the same work in each lane, all lanes in each round, each round with
     /// another first, so that what drifts is nobody's.
-    pub async fn compare(
-        &self,
-        lanes: &Lanes,
-        work: impl AsyncFn(SocketAddr, usize),
-    ) -> Vec<Row> {
+    pub async fn compare(&self, lanes: &Lanes, work: impl AsyncFn(SocketAddr, usize)) -> Vec<Row> {
         // Long enough to tell; a round of the cheapest lane takes this long.
         let enough = if is_quick() { 0.02 } else { 0.1 };
         let mut cheapest = f64::INFINITY;
@@ -151,7 +139,7 @@ impl Job<'_> {
             cheapest = cheapest.min(seconds(lane, self.first).await);
         }
         let much = (self.first as f64 * enough / cheapest).max(1.0) as usize;
-        let rounds = if is_quick() { 2 } else { ROUNDS };
+        let rounds = if is_quick() { 2 } else { self.rounds };
         let mut costs = vec![Vec::new(); count];
         let mut shortest = vec![f64::INFINITY; count];
         for round in 0..rounds {

@@ -62,7 +62,7 @@ pub async fn run() -> Vec<Row> {
         let lanes = Lanes::start(server.address, lanes).await;
         let named = |what: &str| format!("{protocol}, {what}");
         let bytes =
-            |what| Job { what, unit: "ns per byte", scale: 1e9, first: 40_000_000 };
+            |what| Job { what, unit: "ns per byte", scale: 1e9, first: 40_000_000, rounds: 61 };
         rows.extend(bytes(named("server to client")).compare(&lanes, download).await);
         if tcp {
             // What is a flood to a client and a server is bytes to `tcp_proxy`.
@@ -75,6 +75,7 @@ pub async fn run() -> Vec<Row> {
             unit: "µs each",
             scale: 1e6,
             first: 500,
+            rounds: 61,
         };
         rows.extend(job.compare(&lanes, connections).await);
     }

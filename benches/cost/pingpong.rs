@@ -33,12 +33,7 @@ pub struct Latency {
 /// How long each of `count` round trips took, in microseconds, sorted; and Envoy's CPU time for one.
 /// With `pause`, a connection sends one in so much time; without, the next as soon as it has its
 /// answer.
-async fn round_trips(
-    lanes: &Lanes,
-    lane: usize,
-    count: usize,
-    pause: Duration,
-) -> (Vec<f64>, f64) {
+async fn round_trips(lanes: &Lanes, lane: usize, count: usize, pause: Duration) -> (Vec<f64>, f64) {
     let clients = many::open(lanes.address(lane), "/echo?by=client", CONNECTIONS).await;
     let before = lanes.envoy.cpu_seconds();
     let mut connections = JoinSet::new();

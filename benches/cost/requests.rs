@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use lab::server::{path, Behaviour};
-use lab::{wire, Client, Mode, Plan, Server, Setup};
+use lab::{wire, Client, Mode, Plan, Server, Setup, Streams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -41,27 +41,32 @@ pub async fn requests(address: SocketAddr, count: usize) {
 pub async fn run() -> Vec<Row> {
     let server = Server::start().await;
     let filter = Setup::new(Mode::Filter);
+    let only = |streams, setup: &Setup| Setup { streams, ..setup.clone() };
+    let floor = Questions::for_frames_of(0).setup();
     let lanes = [
         ("none", Setup::new(Mode::Default)),
         ("both halves", filter.clone()),
-        ("composite", Setup { composite: true, ..filter.clone() }),
+        ("floor", floor.clone()),
+        ("composite", only(Streams::CompositeUpgrades, &filter)),
+        ("composite, floor", only(Streams::CompositeUpgrades, &floor)),
+        ("upgrade chain", only(Streams::UpgradeChain, &filter)),
         ("network", Setup { http_half: None, ..filter }),
-        ("floor", Questions::for_frames_of(0).setup()),
     ];
     let lanes = Lanes::start(server.address, lanes).await;
     // A half that is not there costs nothing.
-    for lane in [1, 2] {
+    for (closed, lane) in (1..).zip([1, 3, 5]) {
         let path = path(Behaviour::Waits, true, 4321);
         let client = Client::open(lanes.address(lane), false, &path).await.expect("a WebSocket");
         let ending = client.run(&Plan::default()).await;
         assert!(ending.is_clean() && ending.ms() < 500.0, "not the filter's close: {ending}");
-        assert_eq!(lanes.envoy.metric("websocket.closed.clean"), lane as u64);
+        assert_eq!(lanes.envoy.metric("websocket.closed.clean"), closed);
     }
     let job = Job {
         what: "plain requests".to_owned(),
         unit: "µs per request",
         scale: 1e6,
         first: 2000,
+        rounds: 121,
     };
     job.compare(&lanes, requests).await
 }

@@ -38,6 +38,17 @@ impl Mode {
     }
 }
 
+/// Which streams the HTTP half is created for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    /// All of the listener's.
+    All,
+    /// Those that the composite filter finds to be upgrades.
+    CompositeUpgrades,
+    /// Upgrades, as it stands in the `filters` of `upgrade_configs` alone.
+    UpgradeChain,
+}
+
 /// What to start: a chain of listeners in one process. Hop 1 stands in front of the server, each
 /// further one in front of the one before; or, for those of `beside`, in front of the server too.
 #[derive(Clone, Debug)]
@@ -58,8 +69,8 @@ pub struct Setup {
     pub network_half: Option<Value>,
     /// Attaches each half this often.
     pub copies: usize,
-    /// The HTTP half stands inside Envoy's composite filter, which creates it for upgrades only.
-    pub composite: bool,
+    /// For which streams there is an HTTP half.
+    pub streams: Streams,
     /// `tcp_proxy` in the place of the HTTP connection manager, and of the HTTP half in it.
     pub tcp: bool,
     /// The halves come by ECDS, from files, and [`Envoy::update`] changes them.
@@ -100,7 +111,7 @@ impl Setup {
             http_half: filter.then(|| json!({"attach": "http"})),
             network_half: filter.then(|| json!({"attach": "network"})),
             copies: 1,
-            composite: false,
+            streams: Streams::All,
             tcp: false,
             dynamic: false,
             network_vm: "ws",
@@ -233,20 +244,28 @@ impl Setup {
     }
 
     fn connection_manager(&self, hop: usize, folder: &Path) -> Value {
-        let mut http_filters = Vec::new();
-        if let Some(config) = &self.http_half {
-            let half = self.attachment("http", config, folder);
-            let half = if self.composite { for_upgrades_only(&half) } else { half };
-            http_filters.extend(std::iter::repeat_n(half, self.copies));
-        }
-        http_filters.push(json!({
+        let router = json!({
             "name": "envoy.filters.http.router",
             "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
-        }));
+        });
+        let half = self.http_half.as_ref().map(|config| self.attachment("http", config, folder));
+        let half = match self.streams {
+            Streams::CompositeUpgrades => half.as_ref().map(for_upgrades_only),
+            Streams::All | Streams::UpgradeChain => half,
+        };
+        let halves = half.into_iter().flat_map(|half| std::iter::repeat_n(half, self.copies));
+        let with_halves: Vec<Value> = halves.chain([router.clone()]).collect();
+        let mut upgrade = json!({ "upgrade_type": "websocket" });
+        let http_filters = if self.streams == Streams::UpgradeChain {
+            upgrade["filters"] = json!(with_halves);
+            vec![router]
+        } else {
+            with_halves
+        };
         let mut manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": format!("hop{hop}"),
-            "upgrade_configs": [{ "upgrade_type": "websocket" }],
+            "upgrade_configs": [upgrade],
             "http2_protocol_options": { "allow_connect": true },
             "http_filters": http_filters,
             "route_config": { "virtual_hosts": [{

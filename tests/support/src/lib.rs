@@ -20,5 +20,5 @@ pub mod tls;
 pub mod wire;
 
 pub use client::{Client, End, Ending, Plan};
-pub use envoy::{Envoy, Mode, Setup};
+pub use envoy::{Envoy, Mode, Setup, Streams};
 pub use server::Server;
