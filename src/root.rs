@@ -60,7 +60,7 @@ impl RootContext for Root {
         match self.configure(&json.ok().flatten().unwrap_or_default()) {
             Ok(half) => {
                 if matches!(half, Half::Network(_)) {
-                    self.place.has_connections.set(true);
+                    self.place.streams.set(Streams::Connections);
                 }
                 self.half = half;
                 true
@@ -114,12 +114,20 @@ impl RootContext for Root {
 /// not say; the configuration does, but two attachments are soon mixed up.
 #[derive(Default)]
 struct Place {
-    /// A connection has been seen, or will be. Envoy may give two attachments with the same
-    /// configuration one root context, also where only one of them is a network filter.
-    has_connections: Cell<bool>,
-    /// An HTTP request has been seen, and no connection: nobody needs to ask again.
-    only_http: Cell<bool>,
+    streams: Cell<Streams>,
     complained: Cell<bool>,
+}
+
+/// What an attachment's streams are, as far as is known.
+#[derive(Clone, Copy, Default)]
+enum Streams {
+    #[default]
+    Unknown,
+    /// HTTP requests alone: nobody needs to ask again.
+    Requests,
+    /// There are connections, or will be. There may be requests as well: Envoy may give two attachments
+    /// with the same configuration one root context, also where only one of them is a network filter.
+    Connections,
 }
 
 impl Place {
@@ -127,12 +135,15 @@ impl Place {
     /// none yet. A request that is refused before its headers has none either: it is only logged
     /// and deleted, for which either kind will do.
     fn kind(&self) -> ContextType {
-        if self.only_http.get() {
+        let streams = self.streams.get();
+        if matches!(streams, Streams::Requests) {
             return ContextType::HttpContext;
         }
         match hostcalls::get_property(vec!["request", "protocol"]) {
             Ok(Some(_)) => {
-                self.only_http.set(!self.has_connections.get());
+                if matches!(streams, Streams::Unknown) {
+                    self.streams.set(Streams::Requests);
+                }
                 ContextType::HttpContext
             }
             _ => ContextType::StreamContext,
@@ -162,7 +173,7 @@ struct Misplaced(Rc<Place>);
 impl Context for Misplaced {}
 impl StreamContext for Misplaced {
     fn on_new_connection(&mut self) -> Action {
-        self.0.has_connections.set(true);
+        self.0.streams.set(Streams::Connections);
         self.0.complain("http", "a network");
         Action::Continue
     }

@@ -88,6 +88,16 @@ impl Hold {
     fn is_holding(&self) -> bool {
         matches!(self, Self::Holding { .. })
     }
+
+    /// Lets the chunk in hand pass. Once paused, Envoy's wasm filter buffers every chunk until it is
+    /// resumed again.
+    fn pass_on(&self) -> Action {
+        if matches!(self, Self::NotYet) {
+            return Action::Continue;
+        }
+        let _ = hostcalls::resume_http_response();
+        Action::Pause
+    }
 }
 
 impl WebSocket {
@@ -198,25 +208,22 @@ impl WebSocket {
         // buffer, "HTTP/1 can signal end of response by disconnecting". An HTTP/2 upstream ends the
         // stream.
         if end_of_stream || (new == 0 && !first) {
-            if was_holding && !end_of_stream {
-                // Before the stream is reset: Envoy does both, in this order, after this call.
-                let _ = hostcalls::resume_http_response();
-            }
+            // Before the stream is reset: Envoy does both, in this order, after this call.
+            let action =
+                if was_holding && !end_of_stream { self.hold.pass_on() } else { Action::Continue };
             let event =
                 if self.from_server.at_boundary() { Event::ServerEnd } else { Event::ServerCut };
             let decision = self.handshake.on(event);
             self.carry_out(decision, end_of_stream);
-            return if was_holding && !end_of_stream { Action::Pause } else { Action::Continue };
+            return action;
         }
         if was_open && self.may_hold(len) {
             let _until = self.shared.wake_in(HOLD, Alarm::HoldIsOver, self.sleeper());
             self.hold = Hold::Holding { len, _until };
             return Action::Pause;
         }
-        if matches!(self.hold, Hold::Released) && new > 0 {
-            // Once paused, Envoy's wasm filter buffers every chunk until it is resumed again.
-            let _ = hostcalls::resume_http_response();
-            return Action::Pause;
+        if new > 0 {
+            return self.hold.pass_on();
         }
         Action::Continue
     }

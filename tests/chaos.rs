@@ -491,6 +491,14 @@ async fn at_the_buffer_limit() {
     is_in_order(&envoy).await;
 }
 
+/// The status of a plain request; `None` where there is no response.
+async fn get(address: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    stream.write_all(b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n").await.ok()?;
+    let (head, _) = wire::read_head(&mut stream).await.ok()?;
+    head.split(' ').nth(1).map(str::to_owned)
+}
+
 /// A trap in the module, in the middle of a close, takes its VM with it, which is one worker's. Envoy
 /// cuts what was open on that worker through the filter, whatever the policy. All else goes on: what is
 /// open on the other worker, and what is new on either. With FAIL_OPEN the new closes late on the first,
@@ -500,8 +508,9 @@ async fn trap() {
     let server = Server::start().await;
     for policy in ["FAIL_OPEN", "FAIL_RELOAD"] {
         let module = Some(fetch::module_that_traps());
-        let setup = Setup { module, failure_policy: policy, ..Setup::new(Mode::Filter) };
-        let envoy = setup.start(server.address).await;
+        let setup =
+            Setup { module, failure_policy: policy, dynamic: true, ..Setup::new(Mode::Filter) };
+        let mut envoy = setup.start(server.address).await;
         let stop = Arc::new(AtomicBool::new(false));
         let talks: Vec<_> =
             (0..20).map(|_| tokio::spawn(talk(envoy.address(), Arc::clone(&stop)))).collect();
@@ -514,7 +523,12 @@ async fn trap() {
         let trapped = client.run(&Plan::default()).await;
         assert_ne!(trapped.end, End::Never, "{trapped:?}");
         until("the trap is logged", || envoy.log().contains("unreachable")).await;
-        // Envoy waits a second before it makes a new VM.
+        let mut refused = 0;
+        for _ in 0..20 {
+            refused += usize::from(get(envoy.address()).await.as_deref() != Some("200"));
+        }
+        // With FAIL_RELOAD Envoy waits a second before it makes a new VM, and refuses until then.
+        assert_eq!(refused > 0, policy == "FAIL_RELOAD", "{policy}: {refused}");
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let mut late = 0;
         for n in 0..20 {
@@ -522,10 +536,7 @@ async fn trap() {
             assert!(after.is_clean(), "{policy}: {after:?}");
             late += usize::from(after.ms() > 800.0);
         }
-        let mut plain = TcpStream::connect(envoy.address()).await.expect("a connection");
-        plain.write_all(b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("open");
-        let (head, _) = wire::read_head(&mut plain).await.expect("a response");
-        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert_eq!(get(envoy.address()).await.as_deref(), Some("200"));
         stop.store(true, Relaxed);
         let mut cut = 0;
         for talk in talks {
@@ -535,9 +546,17 @@ async fn trap() {
             assert!(talk.broken.is_some() || closed, "{talk:?}");
         }
         println!(
-            "{policy}: of 20 that were open {cut} were cut; of 20 new ones {late} closed late"
+            "{policy}: of 20 that were open {cut} were cut; of 20 requests right after {refused} were \
+             refused; of 20 new WebSockets {late} closed late"
         );
         assert!((1..20).contains(&cut), "{policy}: {cut}");
         assert_eq!(late > 0, policy == "FAIL_OPEN", "{policy}: {late}");
+        // A new configuration brings a new VM.
+        envoy.update("http", |setup| *setup = setup.clone().with("closeHandshakeTimeout", "9s"));
+        envoy.update("network", |setup| setup.network_vm = "new");
+        for n in 0..20 {
+            let after = close(envoy.address(), n % 2 == 0, 0).await.expect("a WebSocket");
+            assert!(after.is_clean() && after.ms() < PROMPT, "{policy}: {after:?}");
+        }
     }
 }

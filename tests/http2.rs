@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lab::browser::{Browser, Kind, View};
 use lab::http2::{Connection, Stream};
+use lab::node::Sample;
 use lab::server::{path, Behaviour};
 use lab::{fetch, wire, Envoy, Mode, Server, Setup};
+use serde_json::{json, Value};
 use tokio::time::timeout_at;
-
-const START: &str = "<!-- http2 -->\n";
-const STOP: &str = "<!-- /http2 -->";
 
 /// Longer than the limits that the filter is given here.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -163,14 +163,125 @@ async fn beside_other_streams() {
     assert_eq!(of_filter.metric("websocket.upgrades"), count);
     assert_eq!(of_filter.metric("websocket.unpaired"), 0);
     assert_eq!(of_filter.stat("http.hop1.downstream_cx_destroy_local"), 0);
+    is_documented("http2", &measured);
+}
+
+/// Compares what was measured with docs/http2.md, or writes it there.
+fn is_documented(table: &str, measured: &str) {
+    let (start, stop) = (format!("<!-- {table} -->\n"), format!("<!-- /{table} -->"));
     let file = fetch::root().join("docs/http2.md");
     if std::env::var_os("UPDATE_README").is_some() {
-        fetch::write_between(&file, START, STOP, &measured);
+        fetch::write_between(&file, &start, &stop, measured);
     } else {
         let text = fs::read_to_string(&file).expect("docs/http2.md is there");
         assert!(
-            text.contains(&format!("{START}{measured}{STOP}")),
+            text.contains(&format!("{start}{measured}{stop}")),
             "docs/http2.md says otherwise: `make table` writes it anew"
         );
     }
+}
+
+/// A page's WebSocket at the page's own address.
+const SCRIPT: &str = "new Promise((resolve) => {
+    const socket = new WebSocket('wss://' + location.host + PATH);
+    let opened = NaN;
+    socket.onopen = () => {
+        opened = performance.now();
+        if (CODE) setTimeout(() => socket.close(CODE), 300);
+    };
+    socket.onclose = ({ code, reason, wasClean }) =>
+        // NaN is null in JSON: it never opened.
+        resolve({ code, reason, wasClean, ms: performance.now() - opened - 300 });
+})";
+
+/// The two closes that are measured in Chromium: what happens, the path, the client's code.
+fn closes() -> [(&'static str, String, u16); 2] {
+    [
+        (
+            "The server closes with 4321, is answered, ends TCP",
+            format!("{}&after=300", path(Behaviour::Waits, true, 4321)),
+            0,
+        ),
+        (
+            "The client closes with 4000, the server answers, ends TCP",
+            path(Behaviour::Waits, false, 0),
+            4000,
+        ),
+    ]
+}
+
+/// Opens a page through `envoy`, over HTTP/2, and WebSockets from it; what `onclose` says of each of the
+/// closes, five times.
+fn said_by(browser: &mut Browser, envoy: &Envoy) -> Vec<String> {
+    let view = View { width: 800, height: 600, scale: 1, dark: false };
+    let mut page = browser.open(&format!("https://{}/upload", envoy.address()), view);
+    let mut cells = Vec::new();
+    for (_, path, code) in closes() {
+        let script = SCRIPT.replace("PATH", &json!(path).to_string());
+        let script = script.replace("CODE", &code.to_string());
+        let mut said: Vec<_> = (0..5).map(|_| in_words(&page.evaluate(&script))).collect();
+        said.dedup();
+        cells.push(said.join(" or "));
+    }
+    assert_eq!(envoy.stat("http.hop1.downstream_cx_http2_total"), 1, "the one of the page");
+    cells
+}
+
+fn in_words(closed: &Value) -> String {
+    let Some(ms) = closed["ms"].as_f64() else {
+        return "does not open".to_owned();
+    };
+    let late = match (ms / 1000.0).round() {
+        late if late > 0.0 => format!(", {late} s late"),
+        _ => String::new(),
+    };
+    let clean = if closed["wasClean"] == true { "clean" } else { "`wasClean` false" };
+    format!("{}, {clean}{late}", closed["code"])
+}
+
+/// What Chromium's `onclose` says over HTTP/2.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_chromium() {
+    let server = Server::start().await;
+    let mut browser = Browser::start(Kind::Chromium);
+    let mut columns = Vec::new();
+    for mode in Mode::ALL {
+        let setup = Setup { tls: true, adds_key: true, ..Setup::new(mode) };
+        let envoy = setup.start(server.address).await;
+        columns.push(said_by(&mut browser, &envoy));
+        assert_eq!(envoy.stat("http.hop1.downstream_cx_http1_total"), 0);
+    }
+    let mut measured = String::from(
+        "| who does what | default | baseline | **filter** |\n| --- | --- | --- | --- |\n",
+    );
+    for (row, (what, ..)) in closes().iter().enumerate() {
+        let row: Vec<_> = columns.iter().map(|column| &column[row][..]).collect();
+        measured += &format!("| {what} | {} |\n", row.join(" | "));
+    }
+    println!("{measured}");
+    is_documented("http2 chromium", &measured);
+}
+
+/// Envoy turns an extended CONNECT into an opening handshake without the key that a server of HTTP/1.1
+/// needs: with `allow_connect` browsers cannot open WebSockets at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_writes_no_key() {
+    let sample = Sample::start(true, 50);
+    let envoy = Setup { tls: true, ..Setup::new(Mode::Default) }.start(sample.address).await;
+    let said = said_by(&mut Browser::start(Kind::Chromium), &envoy);
+    assert_eq!(said, ["does not open", "does not open"]);
+}
+
+/// As on Istio's gateways: a page that came over HTTP/2 opens its WebSockets over connections of
+/// HTTP/1.1, and these close cleanly.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_over_http2_has_its_websockets_over_http1() {
+    let server = Server::start().await;
+    let mut browser = Browser::start(Kind::Chromium);
+    let setup = Setup { tls: true, allow_connect: false, ..Setup::new(Mode::Filter) };
+    let envoy = setup.start(server.address).await;
+    assert_eq!(said_by(&mut browser, &envoy), ["4321, clean", "4000, clean"]);
+    assert_eq!(envoy.metric("websocket.closed.clean"), 10);
+    assert_eq!(envoy.stat("http.hop1.downstream_cx_http1_total"), 10);
+    assert_eq!(envoy.stat("http.hop1.downstream_cx_http2_active"), 1, "the page's lives on");
 }

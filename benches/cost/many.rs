@@ -12,7 +12,9 @@ use crate::network::connect;
 pub fn possible(wanted: usize) -> usize {
     const FOR_THE_REST: u64 = 400;
     let (limit, _) = rlimit::Resource::NOFILE.get().expect("a process has limits");
-    let possible = (limit.saturating_sub(FOR_THE_REST) / 2) as usize;
+    // What other items have opened may still be open.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
+    let possible = (limit.saturating_sub(open + FOR_THE_REST) / 2) as usize;
     if possible < wanted {
         println!(
             "  {possible} WebSockets in the place of {wanted}: a process may open {limit} files \

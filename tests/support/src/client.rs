@@ -105,8 +105,6 @@ impl Plan {
 pub struct Client {
     pub stream: Box<dyn Stream>,
     pub frames: Frames,
-    /// The same connection, for what its socket can do besides.
-    socket: socket2::Socket,
 }
 
 impl Client {
@@ -141,7 +139,6 @@ impl Client {
 
     async fn over_with(tcp: TcpStream, tls: bool, host: &str, path: &str) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
-        let socket = SockRef::from(&tcp).try_clone()?;
         let mut stream: Box<dyn Stream> = if tls {
             let name = ServerName::try_from(host.to_owned()).expect("a DNS name");
             Box::new(tls::connector().connect(name, tcp).await?)
@@ -153,12 +150,12 @@ impl Client {
         if !head.starts_with("HTTP/1.1 101 ") {
             return Err(io::Error::other(format!("no upgrade: {head}")));
         }
-        Ok(Self { stream, frames: Frames::new(&rest), socket })
+        Ok(Self { stream, frames: Frames::new(&rest) })
     }
 
     /// Ends TCP with RST.
     pub fn reset(self) {
-        let _ = self.socket.set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
     }
 
     /// Follows the plan until TCP ends or patience does.

@@ -79,6 +79,10 @@ pub struct Setup {
     pub network_vm: &'static str,
     /// HTTP/2 between the hops.
     pub http2_between: bool,
+    /// `allow_connect`: clients may open WebSockets over HTTP/2. Istio's gateways have it off.
+    pub allow_connect: bool,
+    /// Writes the `sec-websocket-key` that RFC 8441 has done away with and HTTP/1.1 servers want.
+    pub adds_key: bool,
     /// `per_connection_buffer_limit_bytes` of the listeners and clusters.
     pub buffer_limit: Option<u32>,
     /// The listeners come by LDS, from a file, and [`Envoy::replace_listeners`] changes them.
@@ -116,6 +120,8 @@ impl Setup {
             dynamic: false,
             network_vm: "ws",
             http2_between: false,
+            allow_connect: true,
+            adds_key: false,
             buffer_limit: None,
             listeners_from_file: false,
             drain_seconds: 600,
@@ -255,6 +261,10 @@ impl Setup {
         };
         let halves = half.into_iter().flat_map(|half| std::iter::repeat_n(half, self.copies));
         let with_halves: Vec<Value> = halves.chain([router.clone()]).collect();
+        let key = json!({
+            "header": { "key": "sec-websocket-key", "value": "dGhlIHNhbXBsZSBub25jZQ==" },
+            "append_action": "ADD_IF_ABSENT",
+        });
         let mut upgrade = json!({ "upgrade_type": "websocket" });
         let http_filters = if self.streams == Streams::UpgradeChain {
             upgrade["filters"] = json!(with_halves);
@@ -266,11 +276,12 @@ impl Setup {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": format!("hop{hop}"),
             "upgrade_configs": [upgrade],
-            "http2_protocol_options": { "allow_connect": true },
+            "http2_protocol_options": { "allow_connect": self.allow_connect },
             "http_filters": http_filters,
             "route_config": { "virtual_hosts": [{
                 "name": "all",
                 "domains": ["*"],
+                "request_headers_to_add": if self.adds_key { vec![key] } else { Vec::new() },
                 "routes": [
                     // An early reply to an upload: nobody reads the body.
                     { "match": { "prefix": "/upload" },
