@@ -46,7 +46,8 @@ impl Bars {
         let (bottom, top) = if self.logarithmic {
             (-1.0, highest.log10().ceil() + 0.6)
         } else {
-            (0.0, highest * 1.3)
+            // Room for the legend.
+            (0.0, highest * (1.2 + 0.1 * self.series.len().saturating_sub(1) as f64))
         };
         let groups = self.groups.len() as f64;
         let mut chart = ChartBuilder::on(area)
@@ -151,26 +152,19 @@ fn picture(name: &str, size: (u32, u32), draw: impl FnOnce(&Area)) {
 /// Envoy's CPU time with the filter, as a multiple.
 pub fn floods(rows: &[Row], limit: impl Fn(&Row) -> Option<f64>) {
     let bars = |singly: bool, title: &str| {
-        let found: Vec<(floods::Flood, &Row)> = floods::all()
-            .into_iter()
-            .filter(|flood| flood.singly == singly)
-            .filter_map(|flood| {
-                let row = rows.iter().find(|r| r.what == flood.name() && r.setup == "filter");
-                Some((flood, row?))
-            })
-            .collect();
-        let mut sizes: Vec<usize> = found.iter().map(|(flood, _)| flood.size).collect();
+        let floods: Vec<_> = floods::all().into_iter().filter(|f| f.singly == singly).collect();
+        let row = |size: usize, from_server: bool, setup: &str| {
+            let flood = floods.iter().find(|f| f.size == size && f.from_server == from_server)?;
+            rows.iter().find(|row| row.what == flood.name() && row.setup == setup)
+        };
+        let mut sizes: Vec<usize> = floods.iter().map(|flood| flood.size).collect();
         sizes.dedup();
-        let way = |from_server: bool| {
-            let bar = |size: &usize| {
-                let mut of = found.iter().filter(|(f, _)| f.size == *size);
-                of.find(|(f, _)| f.from_server == from_server).map(|(_, row)| row.ratio)
-            };
-            sizes.iter().map(bar).collect()
+        let bars = |from_server: bool, setup: &str| {
+            let ratio = |size: &usize| row(*size, from_server, setup).map(|row| row.ratio);
+            sizes.iter().map(ratio).collect::<Vec<_>>()
         };
         let limits = sizes.iter().enumerate().filter_map(|(i, size)| {
-            let (_, row) = found.iter().find(|(flood, _)| flood.size == *size)?;
-            Some((i as f64 + 0.06, i as f64 + 0.94, limit(row)?))
+            Some((i as f64 + 0.06, i as f64 + 0.94, limit(row(*size, true, "filter")?)?))
         });
         Bars {
             title: title.to_owned(),
@@ -178,15 +172,17 @@ pub fn floods(rows: &[Row], limit: impl Fn(&Row) -> Option<f64>) {
             groups: sizes.iter().map(|size| size_name(*size)).collect(),
             limits: limits.collect(),
             series: vec![
-                ("server to client".to_owned(), 2, way(true)),
-                ("client to server".to_owned(), 1, way(false)),
+                ("server to client".to_owned(), 2, bars(true, "filter")),
+                ("… the floor".to_owned(), 0, bars(true, "floor")),
+                ("client to server".to_owned(), 1, bars(false, "filter")),
+                ("… the floor".to_owned(), 0, bars(false, "floor")),
             ],
             logarithmic: false,
             decimals: 2,
         }
     };
-    picture("floods", (1100, 420), |area| {
-        let (left, right) = area.split_horizontally(680);
+    picture("floods", (1200, 420), |area| {
+        let (left, right) = area.split_horizontally(740);
         bars(false, "Floods, a megabyte a write").draw(&left);
         bars(true, "Floods, a message a write").draw(&right);
     });
@@ -208,7 +204,7 @@ pub fn requests(rows: &[Row]) {
         logarithmic: false,
         decimals: 1,
     };
-    picture("requests", (620, 380), |area| bars.draw(area));
+    picture("requests", (1000, 380), |area| bars.draw(area));
 }
 
 /// Milliseconds from the first Close frame to FIN.

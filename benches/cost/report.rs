@@ -35,7 +35,7 @@ pub fn write() {
     };
     fill(
         "floods",
-        load("floods").map(|kept| with_plot(&kept, paired, |r| plots::floods(r, limit))),
+        load("floods").map(|kept| with_plot(&kept, floods, |r| plots::floods(r, limit))),
     );
     fill("pingpong", load("pingpong").map(|kept| plain(&kept, latencies)));
     fill("requests", load("requests").map(|kept| with_plot(&kept, paired, plots::requests)));
@@ -113,19 +113,44 @@ fn paired(rows: &[Row]) -> String {
     table
 }
 
+/// As [`paired`], the floor beside what stands on it.
+fn floods(rows: &[Row]) -> String {
+    let mut table = String::from(
+        "| what | without, ns per byte | with | ratio | the floor's | at most |\n\
+         | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for lanes in rows.chunk_by(|a, b| a.what == b.what) {
+        let [without, with, floor] = lanes else { continue };
+        table += &format!(
+            "| {} | {:.2} | {:.2} | {} | {} | {} |\n",
+            with.what,
+            without.cost.median,
+            with.cost.median,
+            spread(&with.ratio, 2),
+            spread(&floor.ratio, 2),
+            limit(with).map_or_else(String::new, |limit| format!("{limit:.2}"))
+        );
+    }
+    table
+}
+
 fn latencies(found: &[Latency]) -> String {
-    let mut table =
-        String::from("| load | | without | with | ratio |\n| --- | --- | --- | --- | --- |\n");
-    for pair in found.chunks_exact(2) {
-        let [without, with] = pair else { continue };
-        for (what, before, after, ratio) in [
-            ("p50", without.p50, with.p50, with.ratio50),
-            ("p99", without.p99, with.p99, with.ratio99),
-            ("CPU time for a round trip", without.cpu, with.cpu, with.ratio_cpu),
+    let mut table = String::from(
+        "| load | | without | with | ratio | the floor's |\n| --- | --- | --- | --- | --- | --- |\n",
+    );
+    for lanes in found.chunk_by(|a, b| a.what == b.what) {
+        let [without, with, floor] = lanes else { continue };
+        for (what, before, after, ratio, floor) in [
+            ("p50", without.p50, with.p50, with.ratio50, floor.ratio50),
+            ("p99", without.p99, with.p99, with.ratio99, floor.ratio99),
+            ("CPU time for a round trip", without.cpu, with.cpu, with.ratio_cpu, floor.ratio_cpu),
         ] {
-            let (before, after, ratio) = (before.median, after.median, spread(&ratio, 2));
-            table +=
-                &format!("| {} | {what} | {before:.0} µs | {after:.0} µs | {ratio} |\n", with.what);
+            let (before, after) = (before.median, after.median);
+            let (ratio, floor) = (spread(&ratio, 2), spread(&floor, 2));
+            table += &format!(
+                "| {} | {what} | {before:.0} µs | {after:.0} µs | {ratio} | {floor} |\n",
+                with.what
+            );
         }
     }
     table
