@@ -49,6 +49,35 @@ fn untar(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     entries.collect()
 }
 
+/// `make release`: what is published, and sums that are right.
+#[test]
+fn a_release() {
+    let (image, _) = make("release");
+    let dist = image.join("dist");
+    let script = fetch::root().join("scripts/release");
+    fetch::run(Command::new(script).args([&image, &dist]));
+    let sums = fs::read_to_string(dist.join("SHA256SUMS")).expect("written");
+    let mut names: Vec<&str> = Vec::new();
+    for line in sums.lines() {
+        let (sum, name) = line.split_once("  ").expect("a sum and a name");
+        assert_eq!(hex(&fs::read(dist.join(name)).expect("it is there")), sum, "{name}");
+        names.push(name);
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    for name in [
+        format!("ws-clean-close-{version}.wasm"),
+        format!("ws-clean-close-{version}.oci.tar"),
+        "wasm-plugin.yaml".to_owned(),
+        "traffic-extension.yaml".to_owned(),
+        "network-per-chain.yaml".to_owned(),
+        "LICENSE".to_owned(),
+    ] {
+        assert!(names.contains(&&name[..]), "{name} is not in {names:?}");
+    }
+    assert_eq!(fs::read_dir(&dist).expect("a folder").count(), names.len() + 1);
+    fs::remove_dir_all(image).expect("the lab's folder is writable");
+}
+
 #[test]
 fn the_same_twice() {
     let (first, printed) = make("first");

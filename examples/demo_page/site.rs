@@ -87,7 +87,7 @@ fn buttons(by_server: bool) -> Vec<Value> {
         let words = if by_server { server_closes(behaviour) } else { client_closes(behaviour) };
         Some(json!({ "words": words?, "path": path(behaviour, by_server, 4321) }))
     };
-    Behaviour::ALL.into_iter().chain(Behaviour::OTHERS).filter_map(button).collect()
+    Behaviour::all().filter_map(button).collect()
 }
 
 /// What the server does where it closes, in words.

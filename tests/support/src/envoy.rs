@@ -705,7 +705,7 @@ impl Envoy {
         (1..=self.hops.len()).map(|hop| self.stat(&format!("cluster.hop{hop}.{name}"))).sum()
     }
 
-    /// A metric of the filter, by its name in `filter.md`.
+    /// A metric of the filter, by its name without `wasmcustom.`.
     pub fn metric(&self, name: &str) -> u64 {
         self.stat(&format!("wasmcustom.{name}"))
     }

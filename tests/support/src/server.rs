@@ -74,7 +74,7 @@ pub enum Behaviour {
 
 impl Behaviour {
     /// Those whose close is worth a row of a table.
-    pub const ALL: [Self; 9] = [
+    pub const COMMON: [Self; 9] = [
         Self::Waits,
         Self::Hasty,
         Self::Slams,
@@ -86,8 +86,8 @@ impl Behaviour {
         Self::Vanishes,
     ];
 
-    /// The others.
-    pub const OTHERS: [Self; 9] = [
+    /// Those that one test or another asks for.
+    pub const ODD: [Self; 9] = [
         Self::TalksOn,
         Self::Ignores,
         Self::Raw,
@@ -123,8 +123,13 @@ impl Behaviour {
         }
     }
 
+    /// Each of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::COMMON.into_iter().chain(Self::ODD)
+    }
+
     fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().chain(Self::OTHERS).find(|b| b.name() == name)
+        Self::all().find(|b| b.name() == name)
     }
 }
 
