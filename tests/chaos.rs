@@ -14,7 +14,6 @@ use lab::server::{path, Behaviour, LARGE_LEN};
 use lab::{fetch, wire, Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 /// A close is prompt within this; the default would take a second.
@@ -491,14 +490,6 @@ async fn at_the_buffer_limit() {
     is_in_order(&envoy).await;
 }
 
-/// The status of a plain request; `None` where there is no response.
-async fn get(address: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    stream.write_all(b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n").await.ok()?;
-    let (head, _) = wire::read_head(&mut stream).await.ok()?;
-    head.split(' ').nth(1).map(str::to_owned)
-}
-
 /// A trap in the module, in the middle of a close, takes its VM with it, which is one worker's. Envoy
 /// cuts what was open on that worker through the filter, whatever the policy. All else goes on: what is
 /// open on the other worker, and what is new on either. With FAIL_OPEN the new closes late on the first,
@@ -525,7 +516,8 @@ async fn trap() {
         until("the trap is logged", || envoy.log().contains("unreachable")).await;
         let mut refused = 0;
         for _ in 0..20 {
-            refused += usize::from(get(envoy.address()).await.as_deref() != Some("200"));
+            refused +=
+                usize::from(!matches!(wire::status(envoy.address(), "/plain").await, Ok(200)));
         }
         // With FAIL_RELOAD Envoy waits a second before it makes a new VM, and refuses until then.
         assert_eq!(refused > 0, policy == "FAIL_RELOAD", "{policy}: {refused}");
@@ -536,7 +528,7 @@ async fn trap() {
             assert!(after.is_clean(), "{policy}: {after:?}");
             late += usize::from(after.ms() > 800.0);
         }
-        assert_eq!(get(envoy.address()).await.as_deref(), Some("200"));
+        assert_eq!(wire::status(envoy.address(), "/plain").await.expect("a response"), 200);
         stop.store(true, Relaxed);
         let mut cut = 0;
         for talk in talks {

@@ -69,7 +69,7 @@ async fn closes(proxy: &str, hops: usize, address: SocketAddr, by_server: bool) 
         count,
     };
     println!(
-        "  {} closes, {hops} hops, {proxy:9} p50 {:8.2} ms  p99 {:8.2} ms  {} of {count} clean",
+        "  {} closes, {hops} hops, {proxy:21} p50 {:8.2} ms  p99 {:8.2} ms  {} of {count} clean",
         if by_server { "server" } else { "client" },
         found.p50,
         found.p99,
@@ -84,6 +84,8 @@ pub async fn run() -> Vec<Closes> {
     for mode in Mode::ALL {
         envoys.push((mode.name(), Setup::new(mode).hops(HOPS).start(server.address).await));
     }
+    let precise = Setup { precise_timer: true, ..Setup::new(Mode::Filter).hops(HOPS) };
+    envoys.push(("filter, precise timer", precise.start(server.address).await));
     let mut others = Vec::new();
     for kind in Kind::ALL {
         match Proxy::start(kind, HOPS, server.address) {

@@ -13,12 +13,13 @@ use crate::memory::{Memory, Use};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-const COLORS: [RGBColor; 5] = [
+const COLORS: [RGBColor; 6] = [
     RGBColor(150, 150, 150),
     RGBColor(214, 126, 44),
     RGBColor(38, 110, 182),
     RGBColor(60, 150, 90),
     RGBColor(150, 90, 160),
+    RGBColor(140, 110, 70),
 ];
 
 /// Bars in groups; a bar has a whisker from its low to its high.

@@ -2,8 +2,9 @@
 //! is tungstenite's, so that the lab does not share the filter's mistakes.
 
 use std::io::{self, Cursor};
+use std::net::SocketAddr;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
@@ -152,6 +153,19 @@ pub fn opening_handshake_at(host: &str, path: &str) -> String {
          connection: Upgrade\r\nsec-websocket-version: 13\r\n\
          sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
+}
+
+/// The status of a plain request over a connection of its own.
+///
+/// # Errors
+/// Where there is no response.
+pub async fn status(address: SocketAddr, path: &str) -> io::Result<u16> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let (head, _) = read_head(&mut stream).await?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.ok_or_else(|| io::Error::other(format!("no status: {head}")))
 }
 
 /// Reads the head of an HTTP message: its text, and the bytes that came behind it.
