@@ -17,6 +17,12 @@ const COUNTER: &str = "ws_clean_close.queues";
 /// `DownstreamConnection` of `source/extensions/common/wasm/ext/declare_property.proto`.
 const SPAN_CONNECTION: u8 = 2;
 
+/// How many connections or streams are ended in one call from Envoy, at most. What a call asks for Envoy
+/// carries out behind it, one after the other; but each end calls into the VM again, and behind *that*
+/// call Envoy carries out the next (`ContextBase::doAfterVmCallActions` of proxy-wasm-cpp-host): one inside
+/// of the other, until the stack of the VM is full. Between 500 and 2,000 fill it.
+pub const AT_ONCE: usize = 128;
+
 /// Where to ask for a connection to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -69,9 +75,11 @@ impl Mailbox {
         let _ = hostcalls::set_property(vec![PROPERTY], Some(&address));
     }
 
-    /// The contexts of the connections that were asked to close since the last call.
-    pub fn drain(&self) -> impl Iterator<Item = u32> + '_ {
+    /// The contexts of connections that were asked to close, a few: Envoy calls for each that is asked.
+    /// See [`AT_ONCE`].
+    pub fn take(&self) -> impl Iterator<Item = u32> + '_ {
         std::iter::from_fn(|| hostcalls::dequeue_shared_queue(self.queue).ok().flatten())
+            .take(AT_ONCE)
             .filter_map(|message| Some(u32::from_le_bytes(message.try_into().ok()?)))
     }
 }

@@ -32,7 +32,7 @@ impl NetworkHalf {
     /// of the HTTP connection manager and also when that has already begun
     /// (`Context::closeStream` in `source/extensions/common/wasm/context.cc`).
     pub fn close_requested(&self) {
-        for connection in self.mailbox.drain() {
+        for connection in self.mailbox.take() {
             // Refused where the connection is already gone.
             if hostcalls::set_effective_context(connection).is_ok() {
                 let _ = hostcalls::close_downstream();

@@ -10,7 +10,7 @@ use log::warn;
 use proxy_wasm::hostcalls;
 
 use crate::config::HttpConfig;
-use crate::courier::Address;
+use crate::courier::{Address, AT_ONCE};
 use crate::deadlines::{Deadlines, Ticket};
 use crate::letting_go::Spread;
 use crate::metrics::{Counter, Metrics};
@@ -110,8 +110,8 @@ impl Shared {
         // Envoy counts from the beginning of its event loop's turn, so that it is early by less than
         // the time that turn took.
         let now = Instant::now() + TICK / 2;
-        // Borrowed anew each time: who is woken may arm and disarm others.
-        while let Some(due) = self.pop_due(now) {
+        // Borrowed anew each time: who is woken may arm and disarm others. The rest has the next tick.
+        for due in std::iter::from_fn(|| self.pop_due(now)).take(AT_ONCE) {
             match due {
                 Due::Close(address) => address.ask_to_close(),
                 Due::Wake(alarm, sleeper) => {

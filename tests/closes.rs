@@ -232,6 +232,45 @@ async fn two_thousand() {
     assert_eq!(envoy.metric("websocket.active"), 0);
 }
 
+/// Three thousand on one worker, in the same moment: told by their server, and by the clients. What the
+/// filter asks of Envoy for many at once, Envoy must not carry out inside of each other: the stack of the
+/// VM would not do.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_one_moment() {
+    const COUNT: usize = 3000;
+    let server = Server::start().await;
+    let envoy = Setup { workers: 1, ..Setup::new(Mode::Filter) }.start(server.address).await;
+    for by_server in [true, false] {
+        let path = if by_server { "/waits?by=server&told=1" } else { "/waits?by=client" };
+        let mut clients = Vec::new();
+        for _ in 0..COUNT {
+            clients.push(Client::open(envoy.address(), false, path).await.expect("a WebSocket"));
+        }
+        // Until each waits for it, at the server too.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let plan = if by_server { Plan::default() } else { Plan::close(CLIENT_CODE) };
+        let plan = Plan { patience: Duration::from_secs(30), ..plan };
+        let run = |client: Client, plan: Plan| tokio::spawn(async move { client.run(&plan).await });
+        let tasks: Vec<_> = clients.into_iter().map(|client| run(client, plan.clone())).collect();
+        server.close_all();
+        let mut late = 0;
+        for task in tasks {
+            let ending = task.await.expect("a close does not panic");
+            assert!(ending.is_clean(), "{ending:?}");
+            late += usize::from(ending.ms() > 900.0);
+        }
+        println!("by the server: {by_server}; {late} of {COUNT} ended 900 ms late");
+        let log = envoy.log();
+        assert!(!log.contains("[error]"), "{log}");
+        // A busy machine may take its time; that most wait for a timer is something else.
+        assert!(late < COUNT / 2, "{late}");
+        let after = at_once(&envoy, 1).await;
+        assert!(PROMPT.contains(&after[0].ms()), "{after:?}");
+    }
+    assert_eq!(envoy.metric("websocket.closed.clean"), 2 * COUNT as u64 + 2);
+    assert_eq!(envoy.metric("websocket.active"), 0);
+}
+
 /// TLS to the client and between the hops.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls() {
