@@ -1,9 +1,10 @@
 //! Real browsers: the Chromium of today, and Chrome 88, which reports 1006 where it had to wait.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -52,7 +53,7 @@ pub enum Closing {
 pub struct Browser {
     process: Child,
     input: Option<ChildStdin>,
-    answers: Lines<BufReader<ChildStdout>>,
+    answers: mpsc::Receiver<String>,
     profile: PathBuf,
     pub version: String,
 }
@@ -87,9 +88,15 @@ impl Browser {
         let mut process =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("node starts");
         let input = process.stdin.take();
-        let answers = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let (sender, answers) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
         let mut browser = Self { process, input, answers, profile, version: String::new() };
-        let hello = browser.answer().ok_or("its driver ended")?;
+        let hello = browser.answer().ok_or("its driver ended, or says nothing")?;
         match hello["version"].as_str() {
             Some(version) => version.clone_into(&mut browser.version),
             None => return Err(hello["error"].as_str().unwrap_or("no version").to_owned()),
@@ -144,8 +151,9 @@ impl Browser {
         answer["result"].take()
     }
 
+    /// The driver gives a job a minute; but Chrome 88 can hang before there is any.
     fn answer(&mut self) -> Option<Value> {
-        let line = self.answers.next()?.ok()?;
+        let line = self.answers.recv_timeout(Duration::from_secs(90)).ok()?;
         serde_json::from_str(&line).ok()
     }
 }
@@ -205,13 +213,18 @@ impl Drop for Browser {
     fn drop(&mut self) {
         // The driver ends its browser when it is asked nothing more.
         self.input = None;
-        for _ in 0..100 {
-            if !matches!(self.process.try_wait(), Ok(None)) {
-                break;
-            }
+        let mut patience = 100;
+        while patience > 0 && matches!(self.process.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(50));
+            patience -= 1;
         }
-        let _ = self.process.kill();
+        if patience == 0 {
+            // Upon this signal a driver that hangs kills its browser, and ends.
+            let pid = self.process.id().to_string();
+            let _ = Command::new("kill").args(["-INT", &pid]).status();
+            std::thread::sleep(Duration::from_millis(500));
+            let _ = self.process.kill();
+        }
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.profile);
     }
