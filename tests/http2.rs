@@ -150,28 +150,30 @@ async fn beside_other_streams() {
     for column in columns {
         cells.push(column.await.expect("no other stream is harmed"));
     }
-    let mut measured = String::from(
-        "| who does what | default | baseline | **filter** |\n| --- | --- | --- | --- |\n",
-    );
-    for (row, scenario) in scenarios().iter().enumerate() {
-        let row: Vec<_> = cells.iter().map(|column| &column[row][..]).collect();
-        measured += &format!("| {} | {} |\n", scenario.what, row.join(" | "));
-    }
-    println!("{measured}");
     let of_filter = envoys.last().expect("three");
     let count = scenarios().len() as u64 + 4;
     assert_eq!(of_filter.metric("websocket.upgrades"), count);
     assert_eq!(of_filter.metric("websocket.unpaired"), 0);
     assert_eq!(of_filter.stat("http.hop1.downstream_cx_destroy_local"), 0);
-    is_documented("http2", &measured);
+    let whats: Vec<_> = scenarios().iter().map(|scenario| scenario.what).collect();
+    is_documented("http2", &whats, &cells);
 }
 
-/// Compares what was measured with docs/http2.md, or writes it there.
-fn is_documented(table: &str, measured: &str) {
+/// Compares what was measured, a row for each of `whats` and a column for each mode, with a table of
+/// docs/http2.md, or writes it there.
+fn is_documented(table: &str, whats: &[&str], columns: &[Vec<String>]) {
+    let mut measured = String::from(
+        "| who does what | default | baseline | **filter** |\n| --- | --- | --- | --- |\n",
+    );
+    for (row, what) in whats.iter().enumerate() {
+        let row: Vec<_> = columns.iter().map(|column| &column[row][..]).collect();
+        measured += &format!("| {what} | {} |\n", row.join(" | "));
+    }
+    println!("{measured}");
     let (start, stop) = (format!("<!-- {table} -->\n"), format!("<!-- /{table} -->"));
     let file = fetch::root().join("docs/http2.md");
     if std::env::var_os("UPDATE_README").is_some() {
-        fetch::write_between(&file, &start, &stop, measured);
+        fetch::write_between(&file, &start, &stop, &measured);
     } else {
         let text = fs::read_to_string(&file).expect("docs/http2.md is there");
         assert!(
@@ -251,15 +253,8 @@ async fn in_chromium() {
         columns.push(said_by(&mut browser, &envoy));
         assert_eq!(envoy.stat("http.hop1.downstream_cx_http1_total"), 0);
     }
-    let mut measured = String::from(
-        "| who does what | default | baseline | **filter** |\n| --- | --- | --- | --- |\n",
-    );
-    for (row, (what, ..)) in closes().iter().enumerate() {
-        let row: Vec<_> = columns.iter().map(|column| &column[row][..]).collect();
-        measured += &format!("| {what} | {} |\n", row.join(" | "));
-    }
-    println!("{measured}");
-    is_documented("http2 chromium", &measured);
+    let whats: Vec<_> = closes().into_iter().map(|(what, ..)| what).collect();
+    is_documented("http2 chromium", &whats, &columns);
 }
 
 /// Envoy turns an extended CONNECT into an opening handshake without the key that a server of HTTP/1.1
