@@ -8,6 +8,7 @@ use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
 use crate::config::HttpConfig;
+use crate::root::Complaint;
 use crate::shared::Shared;
 use crate::websocket::{response_header, WebSocket};
 use crate::{courier, roster};
@@ -55,9 +56,10 @@ impl HttpHalf {
     }
 
     /// The context of an HTTP stream.
-    pub fn stream(&self, id: u32) -> Box<dyn HttpContext> {
+    pub fn stream(&self, id: u32, complaint: &Rc<Complaint>) -> Box<dyn HttpContext> {
         Box::new(Stream {
             id,
+            complaint: Rc::clone(complaint),
             shared: Rc::clone(&self.shared),
             early_bytes: false,
             websocket: None,
@@ -81,6 +83,7 @@ impl Drop for HttpHalf {
 /// The context of one HTTP stream. All but WebSockets pay for this and nothing else.
 struct Stream {
     id: u32,
+    complaint: Rc<Complaint>,
     shared: Rc<Shared>,
     /// The client sent bytes before the 101. They were not followed.
     early_bytes: bool,
@@ -101,6 +104,7 @@ impl Context for Stream {}
 
 impl HttpContext for Stream {
     fn on_http_response_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+        self.complaint.dismiss();
         // A 101 never ends its stream, and a header costs more than the call that brings us here.
         if !end_of_stream && is_websocket_upgrade() {
             if self.shared.follow_alone() {

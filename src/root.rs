@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use log::error;
 use proxy_wasm::hostcalls;
-use proxy_wasm::traits::{Context, HttpContext, RootContext, StreamContext};
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel};
 
 use crate::config::Config;
@@ -26,7 +26,7 @@ mod entry {
 struct Root {
     id: u32,
     half: Half,
-    place: Rc<Place>,
+    complaint: Rc<Complaint>,
 }
 
 enum Half {
@@ -38,7 +38,7 @@ enum Half {
 
 impl Root {
     fn new(id: u32) -> Self {
-        Self { id, half: Half::Unconfigured, place: Rc::default() }
+        Self { id, half: Half::Unconfigured, complaint: Rc::default() }
     }
 
     fn configure(&self, json: &[u8]) -> Result<Half, String> {
@@ -59,9 +59,6 @@ impl RootContext for Root {
         let json = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size);
         match self.configure(&json.ok().flatten().unwrap_or_default()) {
             Ok(half) => {
-                if matches!(half, Half::Network(_)) {
-                    self.place.streams.set(Streams::Connections);
-                }
                 self.half = half;
                 true
             }
@@ -72,27 +69,31 @@ impl RootContext for Root {
         }
     }
 
-    /// Called for each stream, in the stream's own context. What it is must be told right, whatever
-    /// the configuration says: the SDK panics on a callback for the other kind.
+    /// Connections too. The SDK panics on a callback for the other kind, and the host does not say
+    /// whether a new context is an HTTP stream or a connection: no property tells them apart over
+    /// QUIC, where a connection has `request.protocol` as well. But Envoy calls only what a module
+    /// exports, and this one exports no callback that a connection alone has (`scripts/wasm-ld`; no
+    /// other linker is taken, see `build.rs`): a network filter does all it has to do while its
+    /// context is created. So nobody is ever asked what it is not.
     fn get_type(&self) -> Option<ContextType> {
-        Some(self.place.kind())
+        Some(ContextType::HttpContext)
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
         Some(match &self.half {
-            Half::Http(half) => half.stream(id),
-            Half::Network(_) => {
-                self.place.complain("network", "an HTTP");
-                Box::new(Untouched)
+            Half::Http(half) => {
+                if self.complaint.is_open() && is_tcp_connection() {
+                    self.complaint.make("http", "a network");
+                }
+                half.stream(id, &self.complaint)
             }
-            Half::Unconfigured => Box::new(Untouched),
-        })
-    }
-
-    fn create_stream_context(&self, id: u32) -> Option<Box<dyn StreamContext>> {
-        Some(match &self.half {
-            Half::Network(half) => half.connection(id),
-            Half::Http(_) => Box::new(Misplaced(Rc::clone(&self.place))),
+            Half::Network(half) => {
+                // Over QUIC, or among the HTTP filters, there is no connection to close.
+                if is_tcp_connection() {
+                    half.connected(id);
+                }
+                Box::new(Connection(Rc::clone(&self.complaint)))
+            }
             Half::Unconfigured => Box::new(Untouched),
         })
     }
@@ -110,48 +111,32 @@ impl RootContext for Root {
     }
 }
 
-/// Where the attachment stands: among the HTTP filters or among the network filters. The host does
-/// not say; the configuration does, but two attachments are soon mixed up.
+/// Whether the context that is being created is that of a TCP connection. A request has a protocol
+/// from its headers on; one that was refused before them is only logged, and has a response code; a
+/// QUIC connection has its protocol from the beginning.
+fn is_tcp_connection() -> bool {
+    let lacks = |path| !matches!(hostcalls::get_property(path), Ok(Some(_)));
+    lacks(vec!["request", "protocol"]) && lacks(vec!["response", "code"])
+}
+
+/// Two attachments are soon mixed up. What is made once the evidence is there; never a reason to do
+/// anything else.
 #[derive(Default)]
-struct Place {
-    streams: Cell<Streams>,
-    complained: Cell<bool>,
-}
+pub struct Complaint(Cell<bool>);
 
-/// What an attachment's streams are, as far as is known.
-#[derive(Clone, Copy, Default)]
-enum Streams {
-    #[default]
-    Unknown,
-    /// HTTP requests alone: nobody needs to ask again.
-    Requests,
-    /// There are connections, or will be. There may be requests as well: Envoy may give two attachments
-    /// with the same configuration one root context, also where only one of them is a network filter.
-    Connections,
-}
-
-impl Place {
-    /// What the current stream is. A request has a protocol from its headers on, a connection has
-    /// none yet. A request that is refused before its headers has none either: it is only logged
-    /// and deleted, for which either kind will do.
-    fn kind(&self) -> ContextType {
-        let streams = self.streams.get();
-        if matches!(streams, Streams::Requests) {
-            return ContextType::HttpContext;
-        }
-        match hostcalls::get_property(vec!["request", "protocol"]) {
-            Ok(Some(_)) => {
-                if matches!(streams, Streams::Unknown) {
-                    self.streams.set(Streams::Requests);
-                }
-                ContextType::HttpContext
-            }
-            _ => ContextType::StreamContext,
-        }
+impl Complaint {
+    /// Whether it has not been made, and nothing has shown that there is no reason to.
+    fn is_open(&self) -> bool {
+        !self.0.get()
     }
 
-    fn complain(&self, attach: &str, place: &str) {
-        if !self.complained.replace(true) {
+    /// There is no reason for it.
+    pub fn dismiss(&self) {
+        self.0.set(true);
+    }
+
+    fn make(&self, attach: &str, place: &str) {
+        if !self.0.replace(true) {
             error!(
                 "ws-clean-close: configured with \"attach\": \"{attach}\", but attached as {place} \
                  filter: nothing is done here"
@@ -165,16 +150,15 @@ struct Untouched;
 
 impl Context for Untouched {}
 impl HttpContext for Untouched {}
-impl StreamContext for Untouched {}
 
-/// Lets a connection pass to which an HTTP half has been attached; or a request that was refused.
-struct Misplaced(Rc<Place>);
+/// A stream of the network half.
+struct Connection(Rc<Complaint>);
 
-impl Context for Misplaced {}
-impl StreamContext for Misplaced {
-    fn on_new_connection(&mut self) -> Action {
-        self.0.streams.set(Streams::Connections);
-        self.0.complain("http", "a network");
+impl Context for Connection {}
+impl HttpContext for Connection {
+    /// Only an HTTP stream has response headers.
+    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
+        self.0.make("network", "an HTTP");
         Action::Continue
     }
 }

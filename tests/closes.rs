@@ -343,22 +343,3 @@ async fn small_buffers() {
         }
     }
 }
-
-/// A module that was linked without `scripts/wasm-ld` is correct, if slower.
-#[tokio::test(flavor = "multi_thread")]
-async fn with_every_callback_exported() {
-    let server = Server::start().await;
-    let module = Some(lab::fetch::module_with_every_export());
-    let envoy = Setup { module, ..Setup::new(Mode::Filter).hops(2) }.start(server.address).await;
-    for behaviour in [Behaviour::Waits, Behaviour::Hasty, Behaviour::Slams, Behaviour::TalksOn] {
-        for by_server in [true, false] {
-            for _ in 0..5 {
-                let ending = close(envoy.address(), behaviour, by_server).await;
-                let code = if by_server { SERVER_CODE } else { CLIENT_CODE };
-                assert_eq!(ending.code(), code, "{behaviour:?}: {ending:?}");
-                assert!(PROMPT.contains(&ending.ms()), "{behaviour:?}: {ending:?}");
-            }
-        }
-    }
-    assert_eq!(envoy.over_hops("outlier_detection.ejections_enforced_total"), 0);
-}

@@ -8,6 +8,7 @@ use std::process::Command;
 use lab::fetch;
 use serde_json::Value;
 use spdx::{Expression, ParseMode};
+use wasmparser::{Parser, Payload};
 
 /// What is linked into the module, or run while it is compiled. Each more is one more to trust.
 const IN_THE_MODULE: [&str; 18] = [
@@ -29,6 +30,19 @@ const IN_THE_MODULE: [&str; 18] = [
     "unicode-ident",
     "ws-clean-close",
     "zmij",
+];
+
+/// What Envoy calls, less `proxy_on_`.
+const EXPORTS: [&str; 9] = [
+    "configure",
+    "context_create",
+    "delete",
+    "memory_allocate",
+    "queue_ready",
+    "request_body",
+    "response_body",
+    "response_headers",
+    "tick",
 ];
 
 fn metadata(arguments: &[&str]) -> Value {
@@ -92,4 +106,41 @@ fn in_the_module() {
         }
     }
     assert_eq!(found, BTreeSet::from(IN_THE_MODULE));
+}
+
+/// Callbacks that a connection alone has: the SDK traps on one where it takes the context for an HTTP
+/// stream, which the filter says of every context.
+#[test]
+fn exports() {
+    let module = fs::read(fetch::module()).expect("the module");
+    let exports: BTreeSet<String> = Parser::new(0)
+        .parse_all(&module)
+        .filter_map(|payload| match payload.expect("a module") {
+            Payload::ExportSection(exports) => Some(exports),
+            _ => None,
+        })
+        .flatten()
+        .map(|export| export.expect("an export").name.to_owned())
+        .filter(|name| name.starts_with("proxy_on_"))
+        .collect();
+    assert_eq!(exports, EXPORTS.map(|name| format!("proxy_on_{name}")).into());
+}
+
+/// Another linker would export them all, and a client could then choose a callback that traps.
+#[test]
+fn another_linker_is_refused() {
+    for (key, value) in [
+        ("CARGO_TARGET_WASM32_WASIP1_LINKER", "rust-lld"),
+        ("CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS", "-Clinker=rust-lld"),
+    ] {
+        let build = Command::new("cargo")
+            .current_dir(fetch::root())
+            .args(["build", "--release", "--target", "wasm32-wasip1"])
+            .args(["--target-dir", "target/another-linker"])
+            .env(key, value)
+            .output()
+            .expect("cargo runs");
+        let says = String::from_utf8_lossy(&build.stderr);
+        assert!(!build.status.success() && says.contains("scripts/wasm-ld"), "{key}: {says}");
+    }
 }

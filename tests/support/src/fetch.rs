@@ -72,25 +72,14 @@ pub fn example(name: &str) -> PathBuf {
     root().join("target/debug/examples").join(name)
 }
 
-/// The module as it is where `scripts/wasm-ld` is not the linker: with every callback exported.
-pub fn module_with_every_export() -> PathBuf {
-    variant("every-export", &["--config", "target.wasm32-wasip1.linker='rust-lld'"])
-}
-
 /// The module that traps when a Close frame with 4999 passes.
 pub fn module_that_traps() -> PathBuf {
-    variant("trap", &["--features", "trap"])
-}
-
-/// The module, built differently, in a folder of its own.
-fn variant(name: &str, arguments: &[&str]) -> PathBuf {
     // That fetches what a build needs.
     module();
-    let target = root().join("target").join(name);
+    let target = root().join("target/trap");
     run(Command::new("cargo")
         .current_dir(root())
-        .args(["build", "--quiet", "--release", "--target", "wasm32-wasip1"])
-        .args(arguments)
+        .args(["build", "--quiet", "--release", "--target", "wasm32-wasip1", "--features", "trap"])
         .arg("--target-dir")
         .arg(&target));
     target.join("wasm32-wasip1/release/ws_clean_close.wasm")
