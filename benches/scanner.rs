@@ -8,8 +8,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
-use lab::server::messages;
-use lab::wire;
+use testbed::server::messages;
+use testbed::wire;
 use ws_clean_close::frame::Scanner;
 
 const FRAMES: [(&str, usize); 4] =

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lab::server::{path, Behaviour};
-use lab::{fetch, Client, Envoy, Mode, Plan, Server, Setup};
 use plotters::prelude::*;
+use testbed::server::{path, Behaviour};
+use testbed::{fetch, Client, Envoy, Mode, Plan, Server, Setup};
 
 const SECONDS: usize = 60;
 /// In the middle of the minute the server begins to crash.

@@ -6,10 +6,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use lab::browser::{Browser, Closed, Closing, Kind};
-use lab::node::{self, Sample};
-use lab::server::{path, Behaviour};
-use lab::{Client, Ending, Envoy, Mode, Plan, Server, Setup};
+use testbed::browser::{Browser, Closed, Closing, Kind};
+use testbed::node::{self, Sample};
+use testbed::server::{path, Behaviour};
+use testbed::{Client, Ending, Envoy, Mode, Plan, Server, Setup};
 
 const CLOSES: usize = 40;
 const UPLOADS: u32 = 40;
@@ -33,9 +33,9 @@ struct Stand {
 async fn main() -> ExitCode {
     let started = Instant::now();
     say("building the module, finding Envoy");
-    lab::fetch::say_what_is_missing();
-    lab::fetch::module();
-    say(&format!("Envoy: {}", lab::fetch::envoy().display()));
+    testbed::fetch::say_what_is_missing();
+    testbed::fetch::module();
+    say(&format!("Envoy: {}", testbed::fetch::envoy().display()));
     let sample = Sample::start(true, 50);
     let server = Server::start().await;
     let mut stands = Vec::new();

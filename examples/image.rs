@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use flate2::{Compression, GzBuilder};
-use lab::fetch;
 use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
+use testbed::fetch;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

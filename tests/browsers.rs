@@ -3,10 +3,10 @@
 
 use std::net::SocketAddr;
 
-use lab::browser::{Browser, Closed, Closing, Kind};
-use lab::node::Sample;
-use lab::server::{path, Behaviour};
-use lab::{Envoy, Mode, Server, Setup};
+use testbed::browser::{Browser, Closed, Closing, Kind};
+use testbed::node::Sample;
+use testbed::server::{path, Behaviour};
+use testbed::{Envoy, Mode, Server, Setup};
 
 fn url(address: SocketAddr, path: &str) -> String {
     format!("ws://{address}{path}")

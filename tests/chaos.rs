@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use lab::peers::{Library, Serving};
-use lab::server::{path, Behaviour, LARGE_LEN};
-use lab::{fetch, wire, Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
 use serde_json::json;
+use testbed::peers::{Library, Serving};
+use testbed::server::{path, Behaviour, LARGE_LEN};
+use testbed::{fetch, wire, Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
 
@@ -155,7 +155,7 @@ fn another_version() -> PathBuf {
     let mut module = fs::read(fetch::module()).expect("the module");
     module.extend(b"\x00\x04\x03new");
     let file = fetch::folder(&format!("run/version-{}", std::process::id())).join("module.wasm");
-    fs::write(&file, module).expect("the lab's folder is writable");
+    fs::write(&file, module).expect("the testbed's folder is writable");
     file
 }
 

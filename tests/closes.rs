@@ -4,8 +4,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use lab::server::{path, Behaviour, LARGE_LEN, TALK};
-use lab::{wire, Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
+use testbed::server::{path, Behaviour, LARGE_LEN, TALK};
+use testbed::{wire, Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
 
 /// A code that the server sends, and one that the client does.
 const SERVER_CODE: u16 = 4321;

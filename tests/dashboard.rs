@@ -3,9 +3,9 @@
 use std::fs;
 use std::process::Command;
 
-use lab::server::{path, Behaviour};
-use lab::{fetch, Client, Mode, Plan, Server, Setup};
 use serde_json::{json, Value};
+use testbed::server::{path, Behaviour};
+use testbed::{fetch, Client, Mode, Plan, Server, Setup};
 
 /// Every expression of the dashboard, its variables filled in.
 fn dashboard() -> Vec<String> {

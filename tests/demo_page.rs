@@ -1,8 +1,8 @@
 //! The demo page as its visitors have it: in a browser, with real Envoys behind it.
 
-use lab::browser::{Browser, Kind, Page, View};
-use lab::server::Behaviour;
 use serde_json::Value;
+use testbed::browser::{Browser, Kind, Page, View};
+use testbed::server::Behaviour;
 
 #[path = "../examples/demo_page/site.rs"]
 mod site;

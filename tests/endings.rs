@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use lab::server::{path, raw_path, Behaviour};
-use lab::{wire, Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
+use testbed::server::{path, raw_path, Behaviour};
+use testbed::{wire, Client, End, Ending, Envoy, Mode, Plan, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
@@ -355,7 +355,7 @@ async fn bytes_before_the_101() {
 /// The server is killed (SIGKILL) in mid-life: the client knows at once, and is told no tale.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_servers() {
-    let mut sample = lab::node::Sample::start(false, 0);
+    let mut sample = testbed::node::Sample::start(false, 0);
     let envoy: Envoy = Setup::new(Mode::Filter).hops(2).start(sample.address).await;
     let client = open(envoy.address(), "/").await;
     let task = tokio::spawn(async move { client.run(&unanswering()).await });

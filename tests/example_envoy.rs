@@ -4,8 +4,8 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::node::Sample;
-use lab::{envoy, fetch, Client, End, Envoy, Plan};
+use testbed::node::Sample;
+use testbed::{envoy, fetch, Client, End, Envoy, Plan};
 
 /// func-e as its makers publish it.
 const FUNC_E: &str = "github.com/tetratelabs/func-e/cmd/func-e@v1.6.0";
@@ -60,7 +60,7 @@ async fn through_func_e() {
         command
             .args(["run", "--use-dynamic-base-id"])
             .env("ENVOY_PATH", fetch::envoy())
-            // What it writes stays in the lab.
+            // What it writes stays in the testbed.
             .env("HOME", fetch::folder("func-e-home"));
         command
     })

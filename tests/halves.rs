@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use lab::http2::Connection;
-use lab::server::{path, Behaviour};
-use lab::{wire, Client, Ending, Envoy, Mode, Plan, Server, Setup, Streams};
 use serde_json::json;
+use testbed::http2::Connection;
+use testbed::server::{path, Behaviour};
+use testbed::{wire, Client, Ending, Envoy, Mode, Plan, Server, Setup, Streams};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use lab::{wire, Client, Mode, Server, Setup};
 use serde_json::json;
+use testbed::{wire, Client, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 

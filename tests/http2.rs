@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lab::browser::{Browser, Kind, View};
-use lab::http2::{Connection, Stream};
-use lab::node::Sample;
-use lab::server::{path, Behaviour};
-use lab::{fetch, wire, Envoy, Mode, Server, Setup};
 use serde_json::{json, Value};
+use testbed::browser::{Browser, Kind, View};
+use testbed::http2::{Connection, Stream};
+use testbed::node::Sample;
+use testbed::server::{path, Behaviour};
+use testbed::{fetch, wire, Envoy, Mode, Server, Setup};
 use tokio::time::timeout_at;
 
 /// Longer than the limits that the filter is given here.

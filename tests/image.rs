@@ -6,9 +6,9 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lab::fetch;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use testbed::fetch;
 
 /// What `make image` writes and prints.
 fn make(name: &str) -> (PathBuf, String) {
@@ -75,7 +75,7 @@ fn a_release() {
         assert!(names.contains(&&name[..]), "{name} is not in {names:?}");
     }
     assert_eq!(fs::read_dir(&dist).expect("a folder").count(), names.len() + 1);
-    fs::remove_dir_all(image).expect("the lab's folder is writable");
+    fs::remove_dir_all(image).expect("the testbed's folder is writable");
 }
 
 #[test]

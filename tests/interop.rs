@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use lab::browser::{Browser, Closed, Closing, Kind};
-use lab::peers::{Connecting, Library, Serving};
-use lab::{fetch, tls, Envoy, Mode, Setup};
+use testbed::browser::{Browser, Closed, Closing, Kind};
+use testbed::peers::{Connecting, Library, Serving};
+use testbed::{fetch, tls, Envoy, Mode, Setup};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -73,7 +73,7 @@ impl Client {
 async fn tungstenite_client(url: &str, close: Option<u16>) -> Closed {
     let address = url.split('/').nth(2).expect("a URL");
     let tcp = TcpStream::connect(address).await.expect("a connection");
-    let stream: Box<dyn lab::wire::Stream> = if url.starts_with("wss:") {
+    let stream: Box<dyn testbed::wire::Stream> = if url.starts_with("wss:") {
         let name = ServerName::try_from("localhost").expect("a DNS name");
         Box::new(tls::connector().connect(name, tcp).await.expect("TLS"))
     } else {
@@ -147,7 +147,7 @@ impl Drop for Server {
     }
 }
 
-async fn tungstenite_server(stream: impl lab::wire::Stream) {
+async fn tungstenite_server(stream: impl testbed::wire::Stream) {
     let mut path = String::new();
     #[allow(clippy::result_large_err)] // tungstenite's own type
     let look = |request: &Request, response: Response| {

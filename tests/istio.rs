@@ -9,12 +9,12 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use lab::istio::{Mesh, Proxy, Release, ISTIO_1_28, ISTIO_1_31};
-use lab::manifests::shipped;
-use lab::server::{path, Behaviour};
-use lab::{envoy, fetch, tls, wire, Client, Ending, Envoy, Plan, Server};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use testbed::istio::{Mesh, Proxy, Release, ISTIO_1_28, ISTIO_1_31};
+use testbed::manifests::shipped;
+use testbed::server::{path, Behaviour};
+use testbed::{envoy, fetch, tls, wire, Client, Ending, Envoy, Plan, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -48,7 +48,7 @@ fn with_image(mesh: &Mesh, name: &str) -> String {
     text.replace(IMAGE, &format!("{}:0.1.0", mesh.images))
 }
 
-/// The sample application, of which Kubernetes' part is played by a ServiceEntry, and the lab's server.
+/// The sample application, of which Kubernetes' part is played by a ServiceEntry, and the testbed's server.
 struct Sample {
     _held: Vec<socket2::Socket>,
     server: Server,
@@ -633,7 +633,7 @@ fn wrong_manifests_are_found() {
     for (from, to) in [("type: NETWORK", "type: NETWROK"), ("  url: oci:", "  uri: oci:")] {
         let text = file("wasm-plugin.yaml");
         assert!(text.contains(from));
-        fs::write(&wrong, text.replace(from, to)).expect("the lab's folder is writable");
+        fs::write(&wrong, text.replace(from, to)).expect("the testbed's folder is writable");
         let name = wrong.display().to_string();
         let Some(output) = istioctl(ISTIO_1_28, &["validate", "-f", &name], []) else { return };
         assert!(!output.status.success(), "{from} as {to}: {output:?}");
@@ -641,7 +641,7 @@ fn wrong_manifests_are_found() {
     // No such gateway: a reference that leads nowhere.
     let text =
         file("examples/sample-app/gateway.yaml").replace("    - wssample\n", "    - another\n");
-    fs::write(&wrong, text).expect("the lab's folder is writable");
+    fs::write(&wrong, text).expect("the testbed's folder is writable");
     let arguments = ["analyze", "--use-kube=false", "--failure-threshold", "Warning"];
     let Some(output) = istioctl(ISTIO_1_28, &arguments, [wrong]) else { return };
     assert!(!output.status.success(), "{output:?}");

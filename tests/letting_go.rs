@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use lab::browser::{Browser, Closing, Kind};
-use lab::http2::Connection;
-use lab::node::Sample;
-use lab::{wire, Envoy, Mode, Server, Setup};
 use serde_json::{json, Value};
+use testbed::browser::{Browser, Closing, Kind};
+use testbed::http2::Connection;
+use testbed::node::Sample;
+use testbed::{wire, Envoy, Mode, Server, Setup};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::WebSocketStream;
@@ -257,8 +257,9 @@ async fn peers_that_do_not_answer() {
         .with("closeHandshakeTimeout", "0.5s");
     let envoy = setup.start(server.address).await;
     // A client that does not answer the Close frame.
-    let mut client =
-        lab::Client::open(envoy.address(), false, "/talks?by=server&every=20").await.expect("open");
+    let mut client = testbed::Client::open(envoy.address(), false, "/talks?by=server&every=20")
+        .await
+        .expect("open");
     while !client.frames.next(&mut client.stream).await.expect("open").expect("a frame").is_close()
     {
     }

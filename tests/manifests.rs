@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use lab::fetch;
-use lab::manifests::{documents, shipped};
 use serde_json::{json, Value};
+use testbed::fetch;
+use testbed::manifests::{documents, shipped};
 use ws_clean_close::config::Config;
 
 /// Kubernetes' own kinds, which have no CRD.
@@ -149,7 +149,7 @@ fn commented_variants_fit_the_crds() {
         let lines = variant.lines().map_while(|line| line.strip_prefix("  # "));
         let variant: String = lines.map(|line| format!("  {line}\n")).collect();
         let with = plugin.replace("\nspec:\n", &format!("\nspec:\n  {key}:\n{variant}"));
-        let value: Value = lab::manifests::parse(&with).remove(0);
+        let value: Value = testbed::manifests::parse(&with).remove(0);
         assert!(!value["spec"][key].is_null(), "{with}");
         check(&schemas, &value).unwrap_or_else(|e| panic!("{key}: {e}\n{with}"));
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lab::server::{path, Behaviour};
-use lab::{Client, Envoy, Mode, Plan, Server, Setup};
 use serde_json::json;
+use testbed::server::{path, Behaviour};
+use testbed::{Client, Envoy, Mode, Plan, Server, Setup};
 use tokio::sync::Semaphore;
 
 /// Closes of every kind, and how many of each.
@@ -51,7 +51,7 @@ fn series(envoy: &Envoy) -> usize {
 }
 
 /// How many times the histogram has measured. Envoy brings histograms up to date with each flush,
-/// in the lab every second.
+/// in the testbed every second.
 async fn handshakes(envoy: &Envoy) -> u64 {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let page = envoy.admin("/stats/prometheus");
@@ -142,7 +142,7 @@ async fn access_log_fields() {
     }
     // A reason is somebody else's text: what could break a log line is left out of it.
     let evil = [&[0x88, 14][..], &4000_u16.to_be_bytes(), b"a\r\nb\tc\x00\xc2\x85d\"e"].concat();
-    let client = Client::open(envoy.address(), false, &lab::server::raw_path(&evil)).await;
+    let client = Client::open(envoy.address(), false, &testbed::server::raw_path(&evil)).await;
     client.expect("a WebSocket").run(&Plan::default()).await;
 
     let log = envoy.access_log(1);

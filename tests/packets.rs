@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lab::link::{Link, Segment};
-use lab::server::{path, Behaviour};
-use lab::wire::Frames;
-use lab::{Client, Ending, Mode, Plan, Server, Setup};
+use testbed::link::{Link, Segment};
+use testbed::server::{path, Behaviour};
+use testbed::wire::Frames;
+use testbed::{Client, Ending, Mode, Plan, Server, Setup};
 
 /// A link, or a line that says why there is none.
 fn link(delay: Duration, loss: u8) -> Option<Link> {

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use lab::node::{self, Replies};
-use lab::{wire, Mode, Server, Setup};
+use testbed::node::{self, Replies};
+use testbed::{wire, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -2,9 +2,9 @@
 
 use std::process::{Command, Output};
 
-use lab::server::{path, Behaviour};
-use lab::{fetch, Mode, Server, Setup};
 use serde_json::Value;
+use testbed::server::{path, Behaviour};
+use testbed::{fetch, Mode, Server, Setup};
 
 fn probe(arguments: &[&str]) -> Output {
     Command::new(fetch::example("probe")).args(arguments).output().expect("the probe runs")

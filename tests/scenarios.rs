@@ -5,8 +5,8 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lab::server::{path, Behaviour};
-use lab::{fetch, Client, End, Ending, Mode, Plan, Server, Setup};
+use testbed::server::{path, Behaviour};
+use testbed::{fetch, Client, End, Ending, Mode, Plan, Server, Setup};
 
 const START: &str = "<!-- scenarios -->\n";
 const STOP: &str = "<!-- /scenarios -->";

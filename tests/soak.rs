@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use lab::server::{large_bytes, Behaviour};
-use lab::wire;
-use lab::{Client, End, Envoy, Mode, Server, Setup};
 use serde_json::json;
+use testbed::server::{large_bytes, Behaviour};
+use testbed::wire;
+use testbed::{Client, End, Envoy, Mode, Server, Setup};
 use tokio::io::AsyncWriteExt;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 

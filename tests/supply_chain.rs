@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::process::Command;
 
-use lab::fetch;
 use serde_json::Value;
 use spdx::{Expression, ParseMode};
+use testbed::fetch;
 use wasmparser::{Parser, Payload};
 
 /// What is linked into the module, or run while it is compiled. Each more is one more to trust.

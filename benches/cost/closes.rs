@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use lab::proxies::{Kind, Proxy};
-use lab::server::micros;
-use lab::{Client, End, Mode, Plan, Server, Setup};
 use serde::{Deserialize, Serialize};
+use testbed::proxies::{Kind, Proxy};
+use testbed::server::micros;
+use testbed::{Client, End, Mode, Plan, Server, Setup};
 use tokio::task::JoinSet;
 
 use crate::measure::{amount, quantile};

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use lab::server::messages;
-use lab::{wire, Client, Mode, Server, Setup};
+use testbed::server::messages;
+use testbed::{wire, Client, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::floor::Questions;

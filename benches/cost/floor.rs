@@ -1,7 +1,7 @@
 //! The floor: the least that a filter of this kind can cost. A module without a compiler's help or a
 //! library's weight, which asks the host for what must be asked, and does nothing with it.
 
-use lab::{fetch, Mode, Setup};
+use testbed::{fetch, Mode, Setup};
 
 /// One call for so many bytes, in steps of so many, through each chunk.
 #[derive(Clone, Copy, Debug)]

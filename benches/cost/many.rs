@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lab::{wire, Client};
+use testbed::{wire, Client};
 use tokio::task::JoinSet;
 
 use crate::network::connect;

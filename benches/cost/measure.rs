@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{fetch, Envoy, Setup};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use testbed::{fetch, Envoy, Setup};
 
 /// Whether this is a smoke run.
 pub fn is_quick() -> bool {

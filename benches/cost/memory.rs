@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use lab::{Envoy, Mode, Server, Setup};
 use serde::{Deserialize, Serialize};
+use testbed::{Envoy, Mode, Server, Setup};
 use tokio::task::JoinSet;
 
 use crate::many::{close, open, possible};

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lab::{wire, Mode, Server, Setup};
+use testbed::{wire, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;

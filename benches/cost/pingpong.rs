@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use lab::{wire, Mode, Server, Setup};
 use serde::{Deserialize, Serialize};
+use testbed::{wire, Mode, Server, Setup};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 

@@ -1,10 +1,10 @@
 //! Plots of what was measured, as SVG into docs/plots.
 
-use lab::fetch;
 use plotters::coord::types::RangedCoordf64;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use testbed::fetch;
 
 use crate::closes::{Closes, HOPS};
 use crate::floods::{self, size_name};

@@ -1,6 +1,6 @@
 //! Writes the tables of docs/performance.md, and its plots, from what the benchmark has kept.
 
-use lab::fetch;
+use testbed::fetch;
 
 use crate::burst::Burst;
 use crate::closes::{Closes, HOPS};

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use lab::server::{path, Behaviour};
-use lab::{wire, Client, Mode, Plan, Server, Setup, Streams};
+use testbed::server::{path, Behaviour};
+use testbed::{wire, Client, Mode, Plan, Server, Setup, Streams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;

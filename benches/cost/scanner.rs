@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use lab::fetch;
 use serde_json::Value;
+use testbed::fetch;
 
 /// Bytes per second of one measurement.
 struct Speed {

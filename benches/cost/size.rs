@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use lab::fetch;
 use serde::{Deserialize, Serialize};
+use testbed::fetch;
 use wasmparser::{KnownCustom, Name, Parser, Payload};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

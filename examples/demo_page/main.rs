@@ -22,9 +22,9 @@ struct Arguments {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     eprintln!("demo page: building the module, finding and starting Envoy three times");
-    lab::fetch::say_what_is_missing();
-    lab::fetch::module();
-    lab::fetch::envoy();
+    testbed::fetch::say_what_is_missing();
+    testbed::fetch::module();
+    testbed::fetch::envoy();
     let site = match site::Site::start(arguments.port).await {
         Ok(site) => site,
         Err(e) => {

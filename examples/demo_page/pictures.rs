@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use lab::browser::{Browser, Kind, Page, View};
-use lab::{fetch, Mode};
+use testbed::browser::{Browser, Kind, Page, View};
+use testbed::{fetch, Mode};
 
 use crate::site::Site;
 

@@ -12,11 +12,11 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use lab::node::{self, Replies};
-use lab::server::{path, Behaviour};
-use lab::{Envoy, Mode, Server, Setup};
 use serde::Deserialize;
 use serde_json::{json, Value};
+use testbed::node::{self, Replies};
+use testbed::server::{path, Behaviour};
+use testbed::{Envoy, Mode, Server, Setup};
 use tokio::net::TcpListener;
 use tokio::task::{spawn_blocking, JoinHandle};
 

@@ -169,7 +169,7 @@ async fn until_close<S: AsyncRead + AsyncWrite + Unpin>(
 
 fn tls(insecure: bool) -> Result<TlsConnector, String> {
     if insecure {
-        return Ok(lab::tls::connector());
+        return Ok(testbed::tls::connector());
     }
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

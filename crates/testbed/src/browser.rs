@@ -250,7 +250,8 @@ fn unpacked(package: &str, libraries: &str) -> Executable {
         decompress(&source.join(libraries), &folder.join("libraries.tar"));
         run(Command::new("tar").current_dir(&folder).args(["xf", "libraries.tar"]));
         decompress(&source.join("chromium.br"), &folder.join("unpacking"));
-        fs::rename(folder.join("unpacking"), &executable).expect("the lab's folder is writable");
+        fs::rename(folder.join("unpacking"), &executable)
+            .expect("the testbed's folder is writable");
     });
     // Only where the system's own are missing: they are newer.
     let missing = run(Command::new("ldd").arg(&executable)).contains("not found");

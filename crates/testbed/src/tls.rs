@@ -1,4 +1,4 @@
-//! A certificate for the lab, and a client that takes any.
+//! A certificate for the testbed, and a client that takes any.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -23,9 +23,9 @@ pub fn certificate() -> &'static (PathBuf, PathBuf) {
             .expect("a name that may stand in a certificate");
         let folder = fetch::folder(&format!("tls-{}", std::process::id()));
         let files = (folder.join("cert.pem"), folder.join("key.pem"));
-        std::fs::write(&files.0, made.cert.pem()).expect("the lab's folder is writable");
+        std::fs::write(&files.0, made.cert.pem()).expect("the testbed's folder is writable");
         std::fs::write(&files.1, made.signing_key.serialize_pem())
-            .expect("the lab's folder is writable");
+            .expect("the testbed's folder is writable");
         files
     })
 }

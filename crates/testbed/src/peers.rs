@@ -67,7 +67,7 @@ impl Library {
                 let mut command = Command::new(fetch::python());
                 command
                     .env("PYTHONPATH", python_packages())
-                    .arg(fetch::root().join("tests/support/peers/peers.py"))
+                    .arg(fetch::root().join("crates/testbed/peers/peers.py"))
                     .args([role, name]);
                 command
             }
@@ -85,11 +85,11 @@ fn python_packages() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER
         .get_or_init(|| {
-            let wanted = fetch::root().join("tests/support/peers/requirements.txt");
+            let wanted = fetch::root().join("crates/testbed/peers/requirements.txt");
             let folder = fetch::folder_for("python", &[&wanted]);
             once(&folder, &folder.join("installed"), "Python packages", || {
                 run(fetch::pip_into(&folder).arg("--requirement").arg(&wanted));
-                fs::write(folder.join("installed"), "").expect("the lab's folder is writable");
+                fs::write(folder.join("installed"), "").expect("the testbed's folder is writable");
             });
             folder
         })
@@ -100,7 +100,7 @@ fn python_packages() -> PathBuf {
 fn go_peer() -> PathBuf {
     static PEER: OnceLock<PathBuf> = OnceLock::new();
     PEER.get_or_init(|| {
-        let source = fetch::root().join("tests/support/peers/go");
+        let source = fetch::root().join("crates/testbed/peers/go");
         let files = ["main.go", "go.sum"].map(|name| source.join(name));
         let folder = fetch::folder_for("go", &[&files[0], &files[1]]);
         let peer = folder.join("peer");

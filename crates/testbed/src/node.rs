@@ -11,16 +11,16 @@ use serde::Deserialize;
 
 use crate::fetch::{self, on_path, once, run};
 
-/// The folder into which `tests/support/node/package.json` has been installed.
+/// The folder into which `crates/testbed/node/package.json` has been installed.
 pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let source = fetch::root().join("tests/support/node");
+        let source = fetch::root().join("crates/testbed/node");
         let folder = fetch::folder_for("node", &[&source.join("package-lock.json")]);
         once(&folder, &folder.join("node_modules/.package-lock.json"), "npm packages", || {
             for file in ["package.json", "package-lock.json"] {
                 fs::copy(source.join(file), folder.join(file))
-                    .expect("the lab's folder is writable");
+                    .expect("the testbed's folder is writable");
             }
             let npm = on_path("npm").expect("no npm: install Node.js 20 or later with npm");
             // Without scripts: no package fetches a browser of its own.
@@ -39,7 +39,9 @@ pub fn folder() -> &'static Path {
 /// Copies a script to where Node finds the packages. Other processes may be reading it.
 fn install(from: &Path, to: &Path) {
     let new = to.with_extension(format!("new{}", std::process::id()));
-    fs::copy(from, &new).and_then(|_| fs::rename(&new, to)).expect("the lab's folder is writable");
+    fs::copy(from, &new)
+        .and_then(|_| fs::rename(&new, to))
+        .expect("the testbed's folder is writable");
 }
 
 /// `node` with a script of the folder.

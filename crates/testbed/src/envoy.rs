@@ -458,7 +458,7 @@ fn put(folder: &Path, name: &str, content: &Value) {
     let new = folder.join(format!("{name}.new"));
     fs::write(&new, content.to_string())
         .and_then(|()| fs::rename(&new, folder.join(format!("{name}.json"))))
-        .expect("the lab's folder is writable");
+        .expect("the testbed's folder is writable");
 }
 
 /// The one that operators are shown.
@@ -540,7 +540,7 @@ impl Envoy {
             (0..setup.hops + setup.beside.len()).map(|_| hold_port_at(setup.bind)).unzip();
         let config = setup.config(&ports, server, &folder);
         fs::write(folder.join(CONFIG), format!("{config:#}"))
-            .expect("the lab's folder is writable");
+            .expect("the testbed's folder is writable");
         let hops = ports.into_iter().map(|port| (setup.reach, port).into()).collect();
         let (process, admin) = launch(command(setup, &folder, 0), &folder, 0)?;
         Ok(Self::of(process, admin, hops, folder, setup.clone(), held))
@@ -553,7 +553,7 @@ impl Envoy {
     /// Envoy's log, where it does not start.
     pub fn run(command: Command, config: &str, hops: Vec<SocketAddr>) -> Result<Self, String> {
         let folder = run_folder("other");
-        fs::write(folder.join(CONFIG), config).expect("the lab's folder is writable");
+        fs::write(folder.join(CONFIG), config).expect("the testbed's folder is writable");
         let (process, admin) = launch(command, &folder, 0)?;
         Ok(Self::of(process, admin, hops, folder, Setup::new(Mode::Filter), Vec::new()))
     }
@@ -743,7 +743,7 @@ impl Envoy {
 /// Where Envoy finds its configuration, in its folder.
 const CONFIG: &str = "envoy.yaml";
 
-/// How the lab's own Envoys are started, for the first time or to take over from the one before.
+/// How the testbed's own Envoys are started, for the first time or to take over from the one before.
 fn command(setup: &Setup, folder: &Path, epoch: usize) -> Command {
     let base_id = folder.join("base-id");
     let mut command = Command::new(fetch::envoy());
@@ -758,7 +758,7 @@ fn command(setup: &Setup, folder: &Path, epoch: usize) -> Command {
         .args(["--drain-time-s", &setup.drain_seconds.to_string()])
         .args(["--parent-shutdown-time-s", &(setup.drain_seconds + 1).to_string()])
         // xDS, from files too, wants names.
-        .args(["--service-node", "lab", "--service-cluster", "lab"])
+        .args(["--service-node", "testbed", "--service-cluster", "testbed"])
         .args(["--log-level", "warning", "--component-log-level"])
         .arg(format!("wasm:{}", setup.log));
     if setup.precise_timer {

@@ -1,4 +1,4 @@
-//! Where the real components come from: found, or fetched into `target/lab`.
+//! Where the real components come from: found, or fetched into `target/testbed`.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,17 +13,17 @@ const ENVOY_VERSION: &str = "1.40.0";
 /// The project's folder.
 pub fn root() -> &'static Path {
     let support = Path::new(env!("CARGO_MANIFEST_DIR"));
-    support.ancestors().nth(2).expect("tests/support stands in the project")
+    support.ancestors().nth(2).expect("crates/testbed stands in the project")
 }
 
-/// A folder of the lab's own, made if need be.
+/// A folder of the testbed's own, made if need be.
 pub fn folder(name: &str) -> PathBuf {
-    let path = root().join("target/lab").join(name);
+    let path = root().join("target/testbed").join(name);
     fs::create_dir_all(&path).unwrap_or_else(|e| panic!("cannot make {}: {e}", path.display()));
     path
 }
 
-/// A folder of the lab's own for each state of `files`: what is made from changed ones is made anew.
+/// A folder of the testbed's own for each state of `files`: what is made from changed ones is made anew.
 pub fn folder_for(name: &str, files: &[&Path]) -> PathBuf {
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
     for file in files {
@@ -205,10 +205,10 @@ pub fn once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) {
 
 /// The same; tells whether `wanted` is there.
 fn try_once(folder: &Path, wanted: &Path, what: &str, fetch: impl FnOnce()) -> bool {
-    let lock = File::create(folder.join(".lock")).expect("the lab's folder is writable");
+    let lock = File::create(folder.join(".lock")).expect("the testbed's folder is writable");
     lock.lock().expect("a file can be locked");
     if !wanted.exists() {
-        eprintln!("lab: fetching {what}");
+        eprintln!("testbed: fetching {what}");
         fetch();
     }
     wanted.exists()

@@ -41,7 +41,7 @@ impl Release {
         let folder = fetch::folder(&format!("istio-{}", self.version));
         let built = folder.join("istioctl").exists();
         if !built {
-            fetch::notice(&format!("lab: building Istio {}: some minutes", self.version));
+            fetch::notice(&format!("testbed: building Istio {}: some minutes", self.version));
         }
         // Go knows what is up to date.
         fetch::run(
@@ -84,9 +84,9 @@ impl Mesh {
         let n = COUNT.fetch_add(1, Relaxed);
         let folder = fetch::folder(&format!("run/mesh-{}-{n}", std::process::id()));
         for inner in ["config", "modules"] {
-            fs::create_dir_all(folder.join(inner)).expect("the lab's folder is writable");
+            fs::create_dir_all(folder.join(inner)).expect("the testbed's folder is writable");
         }
-        fs::write(folder.join("mesh.yaml"), "{}").expect("the lab's folder is writable");
+        fs::write(folder.join("mesh.yaml"), "{}").expect("the testbed's folder is writable");
         let mut mesh = Self {
             release,
             processes: Vec::new(),
@@ -114,7 +114,7 @@ impl Mesh {
                 "current-context": "it",
             });
             let file = mesh.folder.join("kubeconfig");
-            fs::write(file, kubeconfig.to_string()).expect("the lab's folder is writable");
+            fs::write(file, kubeconfig.to_string()).expect("the testbed's folder is writable");
             pilot.args(["--kubeconfig", "kubeconfig"]).env("ENABLE_CA_SERVER", "false");
         } else {
             pilot.args(["--registries", ""]);
@@ -145,7 +145,7 @@ impl Mesh {
     /// A file to write a log into.
     fn file(&self, name: &str) -> fs::File {
         let file = fs::File::options().create(true).append(true).open(self.folder.join(name));
-        file.expect("the lab's folder is writable")
+        file.expect("the testbed's folder is writable")
     }
 
     /// Starts the agent; gives what it says of itself.
@@ -183,9 +183,9 @@ impl Mesh {
     /// Applies manifests, under a name: what stood under it before is gone.
     pub fn apply(&self, name: &str, manifests: &str) {
         let new = self.folder.join(name);
-        fs::write(&new, manifests).expect("the lab's folder is writable");
+        fs::write(&new, manifests).expect("the testbed's folder is writable");
         fs::rename(new, self.folder.join("config").join(name).with_extension("yaml"))
-            .expect("the lab's folder is writable");
+            .expect("the testbed's folder is writable");
     }
 
     /// Takes back what was applied under a name.

@@ -1,5 +1,5 @@
 //! Frames on the wire, for peers that must control every byte. Encoding and decoding of headers
-//! is tungstenite's, so that the lab does not share the filter's mistakes.
+//! is tungstenite's, so that the testbed does not share the filter's mistakes.
 
 use std::io::{self, Cursor};
 use std::net::SocketAddr;

@@ -63,8 +63,8 @@ impl Proxy {
             Kind::Nginx => nginx(&pairs, &folder),
             Kind::HaProxy => haproxy(&pairs),
         };
-        fs::write(&file, config).expect("the lab's folder is writable");
-        let log = fs::File::create(folder.join("log")).expect("the lab's folder is writable");
+        fs::write(&file, config).expect("the testbed's folder is writable");
+        let log = fs::File::create(folder.join("log")).expect("the testbed's folder is writable");
         let mut command = Command::new(program);
         match kind {
             Kind::Nginx => command.arg("-p").arg(&folder).args(["-e", "stderr", "-c"]).arg(&file),
