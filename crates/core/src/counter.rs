@@ -1,8 +1,9 @@
-//! The names of the metrics, and the one place that counts.
+//! The metrics and their names.
 //!
 //! Envoy shows them as `wasmcustom.websocket…`, Prometheus as `websocket_…`.
 
 use crate::frame::Status;
+use crate::handshake::Outcome;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -29,7 +30,7 @@ macro_rules! counters {
 counters! {
     /// Responses 101 with `upgrade: websocket`.
     Upgrades = "websocket.upgrades",
-    /// HTTP/1.1 connections without the network half.
+    /// HTTP/1.1 connections without the network filter.
     Unpaired = "websocket.unpaired",
     /// WebSockets whose frames could not be followed.
     Untracked = "websocket.untracked",
@@ -77,9 +78,9 @@ counters! {
     CodePrivate = "websocket.code.private",
     /// A Close frame whose payload is not valid.
     CodeInvalid = "websocket.code.invalid",
-    /// The client's Close frame was answered in place of the server.
+    /// The client's Close frame was answered instead of the server.
     SentAnswer = "websocket.sent.answer",
-    /// A Close frame was sent in place of a server that died.
+    /// A Close frame was sent instead of a server that died.
     SentAbnormal = "websocket.sent.abnormal",
     /// A Close frame was sent because of `maxAge`.
     SentMaxAge = "websocket.sent.max_age",
@@ -89,6 +90,11 @@ counters! {
     TimeoutHandshake = "websocket.timeout.handshake",
     /// `tcpCloseTimeout` was over.
     TimeoutTcp = "websocket.timeout.tcp",
+    /// Ended without a Close frame, because nobody spoke for `endSilentAfter`.
+    EndedSilent = "websocket.ended.silent",
+    /// The upstream ended and the filter was not shown it: another filter holds data between it and
+    /// the router.
+    EndUnseen = "websocket.end_unseen",
 }
 
 /// The gauge of open WebSockets.
@@ -97,6 +103,16 @@ pub const ACTIVE: &str = "websocket.active";
 pub const HANDSHAKE_MS: &str = "websocket.handshake_ms";
 
 impl Counter {
+    /// The counter for how a WebSocket ended.
+    pub fn of_outcome(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Clean => Self::ClosedClean,
+            Outcome::ServerOnly => Self::ClosedServerOnly,
+            Outcome::ClientOnly => Self::ClosedClientOnly,
+            Outcome::Abnormal => Self::ClosedAbnormal,
+        }
+    }
+
     /// The counter for the status of a Close frame.
     pub fn of_status(status: Status<'_>) -> Self {
         match status {
@@ -123,66 +139,6 @@ impl Counter {
     }
 }
 
-#[cfg(target_family = "wasm")]
-pub(crate) use host::Metrics;
-
-#[cfg(target_family = "wasm")]
-mod host {
-    use super::{Counter, ACTIVE, HANDSHAKE_MS};
-    use proxy_wasm::hostcalls;
-    use proxy_wasm::types::MetricType;
-    use std::time::Duration;
-
-    /// The metrics as the host knows them. One that the host refused to define is not counted.
-    pub(crate) struct Metrics {
-        counters: Vec<Option<u32>>,
-        active: Option<u32>,
-        handshake_ms: Option<u32>,
-    }
-
-    impl Metrics {
-        /// Defines them; the same name gives the same metric in every VM and on every thread.
-        pub(crate) fn define() -> Self {
-            let counter =
-                |c: &Counter| hostcalls::define_metric(MetricType::Counter, c.name()).ok();
-            Self {
-                counters: Counter::ALL.iter().map(counter).collect(),
-                active: hostcalls::define_metric(MetricType::Gauge, ACTIVE).ok(),
-                handshake_ms: hostcalls::define_metric(MetricType::Histogram, HANDSHAKE_MS).ok(),
-            }
-        }
-
-        pub(crate) fn count(&self, counter: Counter) {
-            add(self.counters.get(counter as usize).copied().flatten(), 1);
-        }
-
-        pub(crate) fn opened(&self) {
-            self.count(Counter::Upgrades);
-            add(self.active, 1);
-        }
-
-        pub(crate) fn closed(&self, outcome: Counter) {
-            self.count(outcome);
-            add(self.active, -1);
-        }
-
-        pub(crate) fn handshake_took(&self, time: Duration) {
-            if let Some(id) = self.handshake_ms {
-                let _ = hostcalls::record_metric(
-                    id,
-                    u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
-                );
-            }
-        }
-    }
-
-    fn add(id: Option<u32>, n: i64) {
-        if let Some(id) = id {
-            let _ = hostcalls::increment_metric(id, n);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +149,17 @@ mod tests {
         for (i, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, i);
         }
+    }
+
+    #[test]
+    fn outcomes_and_odd_payloads() {
+        use Outcome::*;
+        for outcome in [Clean, ServerOnly, ClientOnly, Abnormal] {
+            let name = Counter::of_outcome(outcome).name();
+            assert_eq!(name, format!("websocket.closed.{}", outcome.name()));
+        }
+        assert_eq!(Counter::of_status(Status::None).name(), "websocket.code.1005");
+        assert_eq!(Counter::of_status(Status::Invalid).name(), "websocket.code.invalid");
     }
 
     #[test]

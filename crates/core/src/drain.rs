@@ -1,18 +1,18 @@
-//! Letting a WebSocket go with a Close frame of the filter's own: when, and where in the traffic.
-//!
-//! Pure: [`cut`] is the rule of where, [`Spread`] that of when.
+//! Closing a WebSocket with a Close frame of the filter's own (`drain`, `maxAge`): [`cut`] is the rule
+//! of where in the traffic, [`Spread`] that of when.
 
 use std::time::Duration;
 
-use crate::frame::Boundaries;
 use crate::handshake::Side;
+use crate::scanner::Boundaries;
 
-/// How long a message that has begun may take to be finished; and how long the server, through whose
-/// traffic the client is told, may be silent before the server is asked through the client's.
+/// How long a message that has begun may take to be finished; and how long the server, behind whose
+/// messages the Close frame goes to the client, may be silent before one goes to the server instead,
+/// behind the client's messages.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Where a chunk that comes from `side` ends, because a Close frame takes the place of what is behind;
-/// an offset in it, 0 to its length. `waited` is how long the WebSocket has been due. `None`: the
+/// Where a chunk that comes from `side` is cut off, because a Close frame goes there instead of the
+/// rest; an offset in it, 0 to its length. `waited` is how long the WebSocket has been due. `None`: the
 /// chunk passes as it is.
 pub fn cut(side: Side, boundaries: Boundaries, waited: Duration) -> Option<usize> {
     let waited = match side {

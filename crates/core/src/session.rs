@@ -1,0 +1,455 @@
+//! One WebSocket, from the 101 to the end of its stream: every rule of the product.
+//!
+//! A [`Session`] is given what happens, each with its time, and answers with [`Actions`]: what becomes
+//! of the bytes in hand and of the stream. It asks for one deadline ([`Session::next_timeout`]) and at
+//! the end reports what to count and whether to close the connection ([`Session::into_end`]).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::actions::{Actions, ChunkAction, End};
+use crate::activity::Activity;
+use crate::config::HttpConfig;
+use crate::counter::Counter;
+use crate::drain::{self, PATIENCE};
+use crate::frame::{Close, Fault};
+use crate::handshake::{Awaited, Handshake, Initiator, Side, UpstreamEnd};
+use crate::opening::{EarlyData, Link, Opening, Upstream};
+use crate::scanner::{Chunk, Scanner};
+use crate::time::Instant;
+use crate::timer::{Timer, Timers};
+
+/// A Close frame that is to be injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Injection {
+    /// That of `drain` or `maxAge`, to this side.
+    Own(Side),
+    /// The answer that the server never gave.
+    Answer,
+    /// `abnormalClose`.
+    Abnormal,
+}
+
+/// The WebSocket is to be closed with a Close frame of the filter's at the next opportunity.
+#[derive(Debug)]
+struct Due {
+    close: Close,
+    counter: Counter,
+    since: Instant,
+}
+
+/// `drain`, as it concerns one session.
+#[derive(Debug)]
+struct Draining {
+    close: Close,
+    end_silent_after: Option<Duration>,
+}
+
+/// One WebSocket.
+#[derive(Debug)]
+pub struct Session {
+    config: Rc<HttpConfig>,
+    link: Link,
+    from_server: Scanner,
+    from_client: Scanner,
+    handshake: Handshake,
+    /// Why the frames are not followed any more.
+    fault: Option<Fault>,
+    activity: Activity,
+    timers: Timers,
+    first_close: Option<Instant>,
+    /// When the awaited side last sent anything, or began to be awaited.
+    awaited_since: Instant,
+    draining: Option<Box<Draining>>,
+    due: Option<Box<Due>>,
+    injection: Option<Injection>,
+    /// The response body has begun.
+    body_begun: bool,
+    upstream_ended: bool,
+    /// `abnormalClose` was sent.
+    abnormal_sent: bool,
+    /// A limit, or `endSilentAfter`, has ended it.
+    timed_out: bool,
+    ended_silent: bool,
+}
+
+impl Session {
+    /// Follows the WebSocket that a 101 has opened at `now`.
+    pub fn open(config: Rc<HttpConfig>, opening: Opening, now: Instant) -> (Self, Actions) {
+        let Opening { link, fraction, token_valid_for, early } = opening;
+        let EarlyData { scanner, close, fault } = early.unwrap_or_default();
+        let mut session = Self {
+            config,
+            link,
+            from_server: Scanner::new(Side::Server),
+            from_client: scanner,
+            handshake: Handshake::new(),
+            fault: None,
+            activity: Activity::default(),
+            timers: Timers::default(),
+            first_close: None,
+            awaited_since: now,
+            draining: None,
+            due: None,
+            injection: None,
+            body_begun: false,
+            upstream_ended: false,
+            abnormal_sent: false,
+            timed_out: false,
+            ended_silent: false,
+        };
+        session.plan_closing(fraction, token_valid_for, now);
+        let mut actions = Actions { changed: true, ..Actions::default() };
+        session.scanned(Side::Client, close, fault, &|| now, &mut actions);
+        (session, actions)
+    }
+
+    /// Sets the timers of `maxAge` and `drain`.
+    fn plan_closing(&mut self, fraction: f64, token_valid_for: Option<Duration>, now: Instant) {
+        let config = Rc::clone(&self.config);
+        if !config.enforce {
+            return;
+        }
+        if let Some(max_age) = &config.max_age {
+            let after = max_age.after.map(|age| age.mul_f64(1.0 + max_age.jitter * fraction));
+            let token = token_valid_for.filter(|_| max_age.claim);
+            if let Some(age) = after.into_iter().chain(token).min() {
+                self.timers.set(Timer::Age, now + age);
+            }
+        }
+        if let Some(drain) = &config.drain {
+            self.drain(now + drain.within, drain.close, drain.end_silent_after);
+        }
+    }
+
+    /// Closes it with `close` from `at` on. Ends it without, if it could not be told for
+    /// `end_silent_after`.
+    pub fn drain(&mut self, at: Instant, close: Close, end_silent_after: Option<Duration>) {
+        self.stop_draining();
+        self.draining = Some(Box::new(Draining { close, end_silent_after }));
+        self.timers.set(Timer::Drain, at);
+    }
+
+    /// It stays open, if it has not yet been told otherwise.
+    pub fn stop_draining(&mut self) {
+        self.draining = None;
+        self.timers.stop(Timer::Drain);
+        if self.due.take_if(|due| due.counter == Counter::SentDrain).is_some() {
+            self.timers.stop(Timer::Silent);
+        }
+    }
+
+    /// The next bytes of `side` are in hand, which may be none. `end_of_stream` is what the host says.
+    /// `now` is asked only if the time matters.
+    pub fn on_data(
+        &mut self,
+        side: Side,
+        chunk: &mut impl Chunk,
+        end_of_stream: bool,
+        now: impl Fn() -> Instant,
+    ) -> Actions {
+        let mut actions = Actions::default();
+        let len = chunk.len();
+        let ends = side == Side::Server && self.ends_upstream(len == 0, end_of_stream);
+        if len > 0 {
+            self.note_activity(side, len, &now);
+            if self.fault.is_none() && !self.handshake.has_closed(side) {
+                let (close, fault) = self.scanner(side).find_close(chunk);
+                self.scanned(side, close, fault, &now, &mut actions);
+            }
+            if self.handshake.discarded() == Some(side) {
+                actions.chunk = ChunkAction::Discard;
+            } else if !ends {
+                self.place_own_close(side, &now, &mut actions);
+            }
+        }
+        if ends {
+            self.upstream_ends(len, end_of_stream, &mut actions);
+        }
+        actions
+    }
+
+    /// Whether this chunk is the upstream's end. An HTTP/1.1 upstream that closes TCP shows as an empty
+    /// chunk, before Envoy resets the stream (`CodecClient::onEvent` in
+    /// source/common/http/codec_client.cc: "HTTP/1 can signal end of response by disconnecting").
+    fn ends_upstream(&mut self, empty: bool, end_of_stream: bool) -> bool {
+        let first = !std::mem::replace(&mut self.body_begun, true);
+        if first && empty && self.link.upstream == Upstream::Unknown {
+            self.link.upstream = Upstream::Http1;
+        }
+        end_of_stream || (empty && !first && self.link.upstream == Upstream::Http1)
+    }
+
+    fn note_activity(&mut self, side: Side, len: usize, now: &impl Fn() -> Instant) {
+        if side == Side::Client && !self.handshake.has_closed(side) {
+            self.activity.on_chunk(len, now());
+        }
+        if self.handshake.awaited().is_some_and(|awaited| awaited.side() == side) {
+            self.awaited_since = now();
+        }
+    }
+
+    fn scanner(&mut self, side: Side) -> &mut Scanner {
+        match side {
+            Side::Server => &mut self.from_server,
+            Side::Client => &mut self.from_client,
+        }
+    }
+
+    /// What a chunk of `side` had in it.
+    fn scanned(
+        &mut self,
+        side: Side,
+        close: Option<Box<Close>>,
+        fault: Option<Fault>,
+        now: &impl Fn() -> Instant,
+        actions: &mut Actions,
+    ) {
+        if let Some(close) = close {
+            self.handshake.on_close(side, *close);
+            self.awaits(now());
+            actions.changed = true;
+        }
+        // What cannot be RFC 6455 in one direction is not in the other: a Close frame that has passed
+        // there was none. No limit ends it, and nothing is added.
+        if fault.is_some() {
+            self.fault = fault;
+            self.timers.stop(Timer::Limit);
+            actions.count = Some(Counter::Untracked);
+            actions.changed = true;
+        }
+    }
+
+    /// A Close frame has passed, or has been sent. Starts the limit for what is awaited now.
+    fn awaits(&mut self, now: Instant) {
+        self.first_close.get_or_insert(now);
+        self.awaited_since = now;
+        match self.limit() {
+            Some((_, limit)) => self.timers.set(Timer::Limit, now + limit),
+            None => self.timers.stop(Timer::Limit),
+        }
+    }
+
+    /// The limit for what is awaited.
+    fn limit(&self) -> Option<(Counter, Duration)> {
+        let (counter, limit) = match self.handshake.awaited()? {
+            Awaited::Answer(_) => (Counter::TimeoutHandshake, self.config.close_handshake_timeout),
+            Awaited::TcpClose => (Counter::TimeoutTcp, self.config.tcp_close_timeout),
+        };
+        Some((counter, limit?))
+    }
+
+    /// If it is due, and the chunk in hand has a place for it, a Close frame of the filter's own goes
+    /// there. Nobody else may be closing already.
+    fn place_own_close(&mut self, side: Side, now: &impl Fn() -> Instant, actions: &mut Actions) {
+        let Some(since) = self.due.as_ref().map(|due| due.since) else {
+            return;
+        };
+        if self.fault.is_some() || !self.handshake.is_open() {
+            return;
+        }
+        let boundaries = self.scanner(side).boundaries();
+        if let Some(at) = drain::cut(side, boundaries, now().since(since)) {
+            self.injection = Some(Injection::Own(side.peer()));
+            actions.chunk = ChunkAction::Inject(at);
+        }
+    }
+
+    /// The upstream ends with this chunk, which has `len` bytes.
+    fn upstream_ends(&mut self, len: usize, end_of_stream: bool, actions: &mut Actions) {
+        self.upstream_ended = true;
+        if !self.config.enforce {
+            return;
+        }
+        // Inside a frame there is no place for another.
+        let between_frames = self.fault.is_none() && self.from_server.at_boundary();
+        let answers = self.config.answer_client_close
+            || self.handshake.initiator() == Some(Initiator::Filter);
+        let injection = match self.handshake.upstream_end() {
+            UpstreamEnd::Unanswered if answers => Some(Injection::Answer),
+            UpstreamEnd::Missing if self.config.abnormal_close.is_some() => {
+                Some(Injection::Abnormal)
+            }
+            _ => None,
+        };
+        let failed = match self.handshake.upstream_end() {
+            UpstreamEnd::Finished => false,
+            _ => self.config.missing_close_is_failure || !between_frames,
+        };
+        if between_frames && injection.is_some() {
+            // No reset: the frame would be lost.
+            self.injection = injection;
+            actions.chunk = ChunkAction::Inject(len);
+        } else if !failed {
+            // A stream that ends by itself would lose the bytes in hand.
+            actions.reset = !end_of_stream;
+        }
+    }
+
+    /// The bytes that [`ChunkAction::Inject`] speaks of: one Close frame. `mask` is for one in a
+    /// client's name; any four random bytes (RFC 6455 §5.3).
+    pub fn injection(&self, mask: impl FnOnce() -> [u8; 4]) -> Vec<u8> {
+        let own = self.due.as_ref().map(|due| due.close);
+        let close = match self.injection {
+            Some(Injection::Own(Side::Server)) => {
+                return own.map(|close| close.to_client_frame(mask())).unwrap_or_default();
+            }
+            Some(Injection::Own(Side::Client)) => own,
+            Some(Injection::Answer) => self.handshake.owed_answer(),
+            Some(Injection::Abnormal) => self.config.abnormal_close,
+            None => None,
+        };
+        close.map(|close| close.to_server_frame()).unwrap_or_default()
+    }
+
+    /// The host has taken the bytes of [`Session::injection`]. If it refuses them, this is not called,
+    /// and the chunk passes as it was.
+    pub fn on_injected(&mut self, now: Instant) -> Actions {
+        let count = match self.injection.take() {
+            Some(Injection::Own(to)) => self.due.take().map(|due| {
+                self.handshake.on_own_close(to, due.close);
+                self.awaits(now);
+                // Told late, it has a moment to answer.
+                self.timers.postpone(Timer::Silent, now + PATIENCE);
+                due.counter
+            }),
+            Some(Injection::Answer) => Some(Counter::SentAnswer),
+            Some(Injection::Abnormal) => {
+                self.abnormal_sent = true;
+                Some(Counter::SentAbnormal)
+            }
+            None => None,
+        };
+        Actions { changed: true, count, ..Actions::default() }
+    }
+
+    /// When [`Session::on_timeout`] is to be called; `None`: not at all, as far as is known.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Deals with one timer that has expired by `now`; `None` if none has. To be called until then.
+    pub fn on_timeout(&mut self, now: Instant) -> Option<Actions> {
+        let mut actions = Actions::default();
+        match self.timers.pop_expired(now)? {
+            Timer::Limit => self.limit_expires(now, &mut actions),
+            Timer::Age => self.close_for_age(now),
+            Timer::Drain => self.close_for_drain(now),
+            Timer::Silent => self.end_silent(&mut actions),
+        }
+        Some(actions)
+    }
+
+    /// Whoever is awaited has it from its last bytes on: live traffic is not cut.
+    fn limit_expires(&mut self, now: Instant, actions: &mut Actions) {
+        let Some((counter, limit)) = self.limit() else {
+            return;
+        };
+        let at = self.awaited_since + limit;
+        if at > now {
+            self.timers.set(Timer::Limit, at);
+            return;
+        }
+        actions.count = Some(counter);
+        // A stream among others on an HTTP/2 or HTTP/3 connection is tracked and counted only.
+        actions.reset = self.config.enforce && self.link.owns_connection;
+        self.timed_out = true;
+    }
+
+    fn close_for_age(&mut self, now: Instant) {
+        let Some(max_age) = &self.config.max_age else {
+            return;
+        };
+        // Instead of a drain too, which may be called off.
+        let since = self.due.as_ref().map_or(now, |due| due.since);
+        let due = Due { close: max_age.close, counter: Counter::SentMaxAge, since };
+        let end_silent_after = max_age.end_silent_after;
+        self.closes(due, end_silent_after);
+    }
+
+    fn close_for_drain(&mut self, now: Instant) {
+        if let (Some(draining), None) = (self.draining.take(), &self.due) {
+            let due = Due { close: draining.close, counter: Counter::SentDrain, since: now };
+            self.closes(due, draining.end_silent_after);
+        }
+    }
+
+    fn closes(&mut self, due: Due, end_silent_after: Option<Duration>) {
+        if let Some(time) = end_silent_after {
+            self.timers.set(Timer::Silent, due.since + time);
+        }
+        self.due = Some(Box::new(due));
+    }
+
+    /// `endSilentAfter` is over: it ends, told or not.
+    fn end_silent(&mut self, actions: &mut Actions) {
+        actions.reset = true;
+        actions.changed = true;
+        self.timed_out = true;
+        if self.due.is_some() {
+            self.ended_silent = true;
+            actions.count = Some(Counter::EndedSilent);
+        } else {
+            actions.count = Some(Counter::TimeoutHandshake);
+        }
+    }
+
+    /// The stream is over, whoever ended it.
+    pub fn into_end(self, now: Instant) -> End {
+        let initiator = match self.handshake.initiator() {
+            Some(Initiator::Server) => Some(Counter::InitiatorServer),
+            Some(Initiator::Client) => Some(Counter::InitiatorClient),
+            // Counted when it was sent.
+            Some(Initiator::Filter) | None => None,
+        };
+        let code = self.handshake.first_close().map(|close| Counter::of_status(close.status()));
+        let outcome = Counter::of_outcome(self.handshake.outcome());
+        End {
+            counters: [Some(outcome), initiator, code],
+            handshake: self.first_close.map(|first| now.since(first)),
+            // If it was not the client that ended the stream, Envoy has begun to close the connection and
+            // would wait `delayed_close_timeout` for the client.
+            close_connection: self.config.enforce
+                && self.link.owns_connection
+                && !self.client_goes_on(now),
+            end_unseen: self.link.upstream == Upstream::Http1 && !self.upstream_ended,
+        }
+    }
+
+    /// Whether the client has not closed and goes on sending: see [`crate::activity`]. One for which a
+    /// limit has expired has been silent for long.
+    fn client_goes_on(&self, now: Instant) -> bool {
+        let inside_message = self.fault.is_none() && !self.from_client.at_message_boundary();
+        !self.handshake.has_closed(Side::Client)
+            && !self.timed_out
+            && (inside_message || self.activity.goes_on(now))
+    }
+
+    /// How it ended, or would if it ended now; for the access log.
+    pub fn outcome(&self) -> &'static str {
+        if self.ended_silent {
+            "ended_silent"
+        } else {
+            self.handshake.outcome().name()
+        }
+    }
+
+    /// Who began to close it, and with which Close frame; for the access log.
+    pub fn closed_by(&self) -> Option<(Initiator, Option<&Close>)> {
+        if self.abnormal_sent {
+            return Some((Initiator::Filter, self.config.abnormal_close.as_ref()));
+        }
+        match self.handshake.initiator() {
+            Some(initiator) => Some((initiator, self.handshake.first_close())),
+            None => self.ended_silent.then_some((Initiator::Filter, None)),
+        }
+    }
+
+    /// Why its frames are not followed any more.
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+}
+
+#[cfg(test)]
+mod tests;
