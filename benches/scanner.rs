@@ -10,7 +10,7 @@ use std::time::Duration;
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use testbed::server::messages;
 use testbed::wire;
-use ws_clean_close::frame::Scanner;
+use ws_clean_close_core::scanner::Scanner;
 
 const FRAMES: [(&str, usize); 4] =
     [("125 B", 125), ("1 KiB", 1 << 10), ("16 KiB", 1 << 14), ("1 MiB", 1 << 20)];

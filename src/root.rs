@@ -1,23 +1,24 @@
-//! Entry of the module: the root context, and which half it is.
+//! Entry of the module: the root context, and which filter it is.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
 use log::error;
-use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel};
+use proxy_wasm::types::{Action, BufferType, ContextType};
+use ws_clean_close_core::config::Config;
 
-use crate::config::Config;
-use crate::http::HttpHalf;
-use crate::network::NetworkHalf;
+use crate::host;
+use crate::http_filter::HttpFilter;
+use crate::network_filter::NetworkFilter;
 
 // The one place that needs it: the macro exports `_initialize`, which calls the WASI constructors.
 #[allow(unsafe_code, missing_docs)]
 mod entry {
     proxy_wasm::main! {{
-        // Envoy drops what its own log level does not want.
-        proxy_wasm::set_log_level(super::LogLevel::Trace);
+        // Refused if there is one already, which cannot be.
+        let _ = log::set_logger(&super::host::Logger);
+        log::set_max_level(log::LevelFilter::Trace);
         proxy_wasm::set_root_context(|id| Box::new(super::Root::new(id)));
     }}
 }
@@ -25,28 +26,28 @@ mod entry {
 /// A root context: one for each attachment and worker thread.
 struct Root {
     id: u32,
-    half: Half,
-    complaint: Rc<Complaint>,
+    filter: Filter,
+    misplaced: Rc<Misplaced>,
 }
 
-enum Half {
+enum Filter {
     /// Not configured, or refused: streams pass untouched.
     Unconfigured,
-    Http(HttpHalf),
-    Network(NetworkHalf),
+    Http(HttpFilter),
+    Network(NetworkFilter),
 }
 
 impl Root {
     fn new(id: u32) -> Self {
-        Self { id, half: Half::Unconfigured, complaint: Rc::default() }
+        Self { id, filter: Filter::Unconfigured, misplaced: Rc::default() }
     }
 
-    fn configure(&self, json: &[u8]) -> Result<Half, String> {
+    fn configure(&self, json: &[u8]) -> Result<Filter, String> {
         match Config::parse(json) {
-            Ok(Config::Http(config)) => Ok(Half::Http(HttpHalf::new(self.id, config))),
-            Ok(Config::Network) => NetworkHalf::new(self.id)
-                .map(Half::Network)
-                .ok_or_else(|| "the host gives the network half no queue".to_owned()),
+            Ok(Config::Http(config)) => Ok(Filter::Http(HttpFilter::new(self.id, config))),
+            Ok(Config::Network) => NetworkFilter::new(self.id)
+                .map(Filter::Network)
+                .ok_or_else(|| "the host gives the network filter no queue".to_owned()),
             Err(reason) => Err(format!("bad configuration: {reason}")),
         }
     }
@@ -56,14 +57,14 @@ impl Context for Root {}
 
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
-        let json = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size);
-        match self.configure(&json.ok().flatten().unwrap_or_default()) {
-            Ok(half) => {
-                self.half = half;
+        let json = host::buffer(BufferType::PluginConfiguration, 0, size).unwrap_or_default();
+        match self.configure(&json) {
+            Ok(filter) => {
+                self.filter = filter;
                 true
             }
             Err(reason) => {
-                error!("ws-clean-close: {reason}");
+                error!("{reason}");
                 false
             }
         }
@@ -80,33 +81,33 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
-        Some(match &self.half {
-            Half::Http(half) => {
-                if self.complaint.is_open() && is_tcp_connection() {
-                    self.complaint.make("http", "a network");
+        Some(match &self.filter {
+            Filter::Http(filter) => {
+                if self.misplaced.is_open() && is_tcp_connection() {
+                    self.misplaced.report("http", "a network");
                 }
-                half.stream(id, &self.complaint)
+                filter.stream(id, &self.misplaced)
             }
-            Half::Network(half) => {
+            Filter::Network(filter) => {
                 // Over QUIC, or among the HTTP filters, there is no connection to close.
                 if is_tcp_connection() {
-                    half.connected(id);
+                    filter.connected(id);
                 }
-                Box::new(Connection(Rc::clone(&self.complaint)))
+                Box::new(Connection(Rc::clone(&self.misplaced)))
             }
-            Half::Unconfigured => Box::new(Untouched),
+            Filter::Unconfigured => Box::new(Untouched),
         })
     }
 
     fn on_queue_ready(&mut self, _queue: u32) {
-        if let Half::Network(half) = &self.half {
-            half.close_requested();
+        if let Filter::Network(filter) = &self.filter {
+            filter.close_requested();
         }
     }
 
     fn on_tick(&mut self) {
-        if let Half::Http(half) = &self.half {
-            half.tick();
+        if let Filter::Http(filter) = &self.filter {
+            filter.tick();
         }
     }
 }
@@ -115,31 +116,30 @@ impl RootContext for Root {
 /// from its headers on; one that was refused before them is only logged, and has a response code; a
 /// QUIC connection has its protocol from the beginning.
 fn is_tcp_connection() -> bool {
-    let lacks = |path| !matches!(hostcalls::get_property(path), Ok(Some(_)));
-    lacks(vec!["request", "protocol"]) && lacks(vec!["response", "code"])
+    host::property("request\0protocol").is_none() && host::property("response\0code").is_none()
 }
 
-/// Two attachments are soon mixed up. What is made once the evidence is there; never a reason to do
-/// anything else.
+/// Two attachments are soon mixed up. Reported once there is evidence; never a reason to do anything
+/// else.
 #[derive(Default)]
-pub struct Complaint(Cell<bool>);
+pub struct Misplaced(Cell<bool>);
 
-impl Complaint {
-    /// Whether it has not been made, and nothing has shown that there is no reason to.
+impl Misplaced {
+    /// Whether it has not been reported, and nothing has shown that there is no reason to.
     fn is_open(&self) -> bool {
         !self.0.get()
     }
 
-    /// There is no reason for it.
-    pub fn dismiss(&self) {
+    /// There is no reason to.
+    pub fn not(&self) {
         self.0.set(true);
     }
 
-    fn make(&self, attach: &str, place: &str) {
+    fn report(&self, attach: &str, kind: &str) {
         if !self.0.replace(true) {
             error!(
-                "ws-clean-close: configured with \"attach\": \"{attach}\", but attached as {place} \
-                 filter: nothing is done here"
+                "configured with \"attach\": \"{attach}\", but attached as {kind} filter: nothing is \
+                 done here"
             );
         }
     }
@@ -151,14 +151,14 @@ struct Untouched;
 impl Context for Untouched {}
 impl HttpContext for Untouched {}
 
-/// A stream of the network half.
-struct Connection(Rc<Complaint>);
+/// A stream of the network filter.
+struct Connection(Rc<Misplaced>);
 
 impl Context for Connection {}
 impl HttpContext for Connection {
     /// Only an HTTP stream has response headers.
     fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
-        self.0.make("network", "an HTTP");
+        self.0.report("network", "an HTTP");
         Action::Continue
     }
 }

@@ -45,7 +45,7 @@ async fn without_the_network_half() {
     assert_eq!(envoy.metric("websocket.unpaired"), 6);
     assert_eq!(envoy.metric("websocket.closed.clean"), 6);
     assert_eq!(envoy.over_hops("outlier_detection.ejections_enforced_total"), 0);
-    let warnings = envoy.log().matches("has no network half").count();
+    let warnings = envoy.log().matches("has no network filter").count();
     // Once a worker.
     assert!((1..=2).contains(&warnings), "{warnings}:\n{}", envoy.log());
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{json, Value};
 use testbed::fetch;
 use testbed::manifests::{documents, shipped};
-use ws_clean_close::config::Config;
+use ws_clean_close_core::config::Config;
 
 /// Kubernetes' own kinds, which have no CRD.
 const BUILT_IN: [&str; 2] = ["v1/Service", "apps/v1/Deployment"];

@@ -155,7 +155,7 @@ async fn access_log_fields() {
     assert_eq!(field(expected.len(), "reason"), "abcd\"e", "{log:?}");
 }
 
-/// Nothing but what an operator wants to read: a line for each half and worker, and closes only
+/// Nothing but what an operator wants to read: a line for each filter and worker, and closes only
 /// where debugging was asked for, at any time.
 #[tokio::test(flavor = "multi_thread")]
 async fn log_lines() {
@@ -170,7 +170,7 @@ async fn log_lines() {
     close().await;
     let log = envoy.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("ws-clean-close")).collect();
-    assert!(lines.iter().all(|line| line.contains("half configured")), "{lines:#?}");
+    assert!(lines.iter().all(|line| line.contains("filter configured")), "{lines:#?}");
     assert!(log.contains("closeHandshakeTimeout 10s"), "{log}");
     envoy.post("/logging?wasm=debug");
     close().await;

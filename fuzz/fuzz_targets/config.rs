@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use ws_clean_close::config::Config;
+use ws_clean_close_core::config::Config;
 use ws_clean_close::frame::Status;
 
 fuzz_target!(|bytes: &[u8]| {

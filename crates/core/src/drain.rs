@@ -24,6 +24,16 @@ pub fn cut(side: Side, boundaries: Boundaries, waited: Duration) -> Option<usize
     boundaries.message.or(anywhere)
 }
 
+/// How long a token whose claim `exp` is this many seconds after 1970 (RFC 7519 §4.1.4) is valid at `now`,
+/// which is counted from 1970 too: zero if it has expired, a year at the most, `None` if `exp` is no
+/// number.
+pub fn token_valid_for(exp: f64, now: Duration) -> Option<Duration> {
+    const YEAR: f64 = 366.0 * 24.0 * 3600.0;
+    let left = exp - now.as_secs_f64();
+    // The bounds leave nothing that a Duration refuses.
+    (!left.is_nan()).then(|| Duration::from_secs_f64(left.clamp(0.0, YEAR)))
+}
+
 /// Spreads what would come at once: fractions from 0 to 1 of which each is as far as can be from
 /// those before it, however many there are (the golden ratio's multiples).
 #[derive(Clone, Debug)]
@@ -69,6 +79,23 @@ mod tests {
         assert_eq!(cut(Side::Client, INSIDE, 1999), None);
         assert_eq!(cut(Side::Client, INSIDE, 2000), Some(20));
         assert_eq!(cut(Side::Server, NOWHERE, 5000), None);
+    }
+
+    #[test]
+    fn tokens() {
+        let now = Duration::from_secs(1_800_000_000);
+        for (exp, expected) in [
+            (1_800_000_060.0, Some(60)),
+            (1_800_000_000.0, Some(0)),
+            (1_700_000_000.0, Some(0)),
+            (-1.0, Some(0)),
+            (f64::NEG_INFINITY, Some(0)),
+            (f64::INFINITY, Some(366 * 24 * 3600)),
+            (1e300, Some(366 * 24 * 3600)),
+            (f64::NAN, None),
+        ] {
+            assert_eq!(token_valid_for(exp, now), expected.map(Duration::from_secs), "{exp}");
+        }
     }
 
     /// However many there are, every tenth of the whole has its share.

@@ -20,7 +20,7 @@
 //! assert!(!session.on_data(Side::Server, &mut &b"\x88\x02\x03\xe8"[..], false, || start).reset);
 //! let actions = session.on_data(Side::Server, &mut &b""[..], false, || start);
 //! assert!(actions.reset, "the stream ends from this side: no failure of the upstream");
-//! assert!(session.into_end(start + Duration::from_millis(1)).close_connection);
+//! assert!(session.end(start + Duration::from_millis(1)).close_connection);
 //! ```
 
 pub mod actions;

@@ -2,7 +2,7 @@
 //!
 //! A [`Session`] is given what happens, each with its time, and answers with [`Actions`]: what becomes
 //! of the bytes in hand and of the stream. It asks for one deadline ([`Session::next_timeout`]) and at
-//! the end reports what to count and whether to close the connection ([`Session::into_end`]).
+//! the end reports what to count and whether to close the connection ([`Session::end`]).
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -395,7 +395,7 @@ impl Session {
     }
 
     /// The stream is over, whoever ended it.
-    pub fn into_end(self, now: Instant) -> End {
+    pub fn end(&self, now: Instant) -> End {
         let initiator = match self.handshake.initiator() {
             Some(Initiator::Server) => Some(Counter::InitiatorServer),
             Some(Initiator::Client) => Some(Counter::InitiatorClient),

@@ -1,31 +1,32 @@
 //! A chunk of a stream's body, as the host hands it out.
 
-use proxy_wasm::hostcalls;
 use proxy_wasm::types::BufferType;
+use ws_clean_close_core::scanner::Chunk;
+use ws_clean_close_core::Side;
 
-use crate::frame::Chunk;
+use crate::host;
 
 /// A chunk that the host holds. It hands out copies, and a call for them costs as much as copying
 /// some 16 KiB: docs/performance.md.
-pub struct HostChunk {
+pub struct Body {
     buffer: BufferType,
     len: usize,
     window: Vec<u8>,
     window_at: usize,
 }
 
-impl HostChunk {
-    /// Where the next header stands nearer than this behind the last one, the frames are small, and
+impl Body {
+    /// If the next header stands nearer than this behind the last one, the frames are small, and
     /// their payloads are copied with them.
     const NEAR: usize = 16 * 1024;
     /// How much is copied then: a few calls for a megabyte, and a bound for the module's memory.
     const WINDOW: usize = 256 * 1024;
-    /// What is left of a chunk is copied whole where it is no more than this.
+    /// What is left of a chunk is copied whole if it is no more than this.
     const SMALL: usize = 4096;
 
-    /// `len` bytes of `buffer`.
-    pub fn new(buffer: BufferType, len: usize) -> Self {
-        Self { buffer, len, window: Vec::new(), window_at: 0 }
+    /// The chunk of `len` bytes in hand, which comes from `side`.
+    pub fn new(side: Side, len: usize) -> Self {
+        Self { buffer: buffer_of(side), len, window: Vec::new(), window_at: 0 }
     }
 
     fn has_small_frames(&self, offset: usize) -> bool {
@@ -33,7 +34,7 @@ impl HostChunk {
     }
 }
 
-impl Chunk for HostChunk {
+impl Chunk for Body {
     fn len(&self) -> usize {
         self.len
     }
@@ -52,10 +53,32 @@ impl Chunk for HostChunk {
             };
             // First, so that the next one has its memory.
             self.window = Vec::new();
-            self.window =
-                hostcalls::get_buffer(self.buffer, offset, wanted.max(len).min(left)).ok()??;
+            self.window = host::buffer(self.buffer, offset, wanted.max(len).min(left))?;
             self.window_at = offset;
         }
         self.window.get(offset - self.window_at..).filter(|window| window.len() >= len)
     }
+}
+
+fn buffer_of(side: Side) -> BufferType {
+    match side {
+        Side::Server => BufferType::HttpResponseBody,
+        Side::Client => BufferType::HttpRequestBody,
+    }
+}
+
+/// Puts `new` instead of what is behind `at` in the chunk in hand, which comes from `side` and is
+/// `len` bytes long; returns whether the host took it.
+pub fn replace_end(side: Side, at: usize, len: usize, new: &[u8]) -> bool {
+    let buffer = buffer_of(side);
+    if at == len {
+        return host::set_buffer(buffer, len, 0, new);
+    }
+    // Envoy replaces the beginning of a buffer, all of it, or nothing (`Buffer::copyFrom` in
+    // source/extensions/common/wasm/context.cc).
+    let mut chunk = Body::new(side, len);
+    let Some(kept) = chunk.read(0, at).and_then(|kept| kept.get(..at)) else {
+        return false;
+    };
+    host::set_buffer(buffer, 0, len, &[kept, new].concat())
 }
