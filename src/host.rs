@@ -42,6 +42,7 @@ extern "C" {
         data: *mut *mut u8,
         len: *mut usize,
     ) -> u32;
+    fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, len: *mut usize) -> u32;
     fn proxy_get_property(
         path: *const u8,
         path_len: usize,
@@ -144,6 +145,37 @@ pub fn response_header(name: &str) -> Option<Vec<u8>> {
     received(|data, len| unsafe {
         proxy_get_header_map_value(map, name.as_ptr(), name.len(), data, len)
     })
+}
+
+/// All headers of the response whose headers are in hand, in their order: names and values.
+pub fn response_headers() -> Option<Headers> {
+    let map = MapType::HttpResponseHeaders as u32;
+    // SAFETY: the host writes both results.
+    received(|data, len| unsafe { proxy_get_header_map_pairs(map, data, len) }).map(Headers)
+}
+
+/// Headers as the ABI has them: how many; the lengths of each name and value; each name and value with
+/// a NUL behind it.
+pub struct Headers(Vec<u8>);
+
+impl Headers {
+    /// Names and values. Ends early if the bytes do not add up.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let number = |at: usize| {
+            let bytes = self.0.get(at..)?.first_chunk()?;
+            usize::try_from(u32::from_le_bytes(*bytes)).ok()
+        };
+        let count = number(0).unwrap_or(0);
+        let mut at = count.saturating_mul(8).saturating_add(4);
+        (0..count).map_while(move |i| {
+            let (name_len, value_len) = (number(4 + 8 * i)?, number(8 + 8 * i)?);
+            let name = self.0.get(at..at.checked_add(name_len)?)?;
+            at += name_len + 1;
+            let value = self.0.get(at..at.checked_add(value_len)?)?;
+            at += value_len + 1;
+            Some((name, value))
+        })
+    }
 }
 
 /// An attribute, or what has been set on the stream or its connection. `path` has a NUL between its

@@ -222,18 +222,11 @@ impl Waiting for WebSocket {
     }
 }
 
-/// What the upstream speaks, as far as the 101 shows it. For HTTP/2 and HTTP/3 Envoy makes an upgrade of
-/// the response to an extended CONNECT, with `connection: upgrade`
-/// (`Utility::transformUpgradeResponseFromH2toH1` in source/common/http/utility.cc). Many HTTP/1.1
-/// servers write it in another way, some do not; but theirs must have a `Sec-WebSocket-Accept` (RFC 6455
-/// §4.2.2), of which RFC 8441 has none.
+/// What the upstream speaks, as far as the 101 in hand shows it.
 fn upstream() -> Upstream {
-    if host::response_header("connection").is_some_and(|value| value != b"upgrade") {
-        Upstream::Http1
-    } else if host::response_header("sec-websocket-accept").is_none() {
-        Upstream::Multiplexed
-    } else {
-        Upstream::Unknown
+    match host::response_headers() {
+        Some(headers) => Upstream::of_headers(headers.iter()),
+        None => Upstream::Unknown,
     }
 }
 

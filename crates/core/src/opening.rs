@@ -19,6 +19,32 @@ pub enum Upstream {
     Unknown,
 }
 
+impl Upstream {
+    /// As the headers of the 101 show it, names in lower case and in the order in which they came.
+    ///
+    /// For HTTP/2 and HTTP/3 Envoy makes an upgrade of the response to an extended CONNECT and adds
+    /// `connection: upgrade` behind all others (`Utility::transformUpgradeResponseFromH2toH1` in
+    /// source/common/http/utility.cc). HTTP/1.1 servers must send `Sec-WebSocket-Accept` (RFC 6455
+    /// §4.2.2), which RFC 8441 does without, but a proxy may pass on.
+    pub fn of_headers<'a>(headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut accepted = false;
+        let mut connection = None;
+        for (name, value) in headers {
+            match name {
+                b"sec-websocket-accept" => accepted = true,
+                b"connection" => connection = Some((value, accepted)),
+                _ => {}
+            }
+        }
+        match connection {
+            Some((value, _)) if value != b"upgrade" => Self::Http1,
+            _ if !accepted => Self::Multiplexed,
+            Some((_, false)) => Self::Http1,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 /// The connections on either side of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -63,5 +89,27 @@ impl EarlyData {
         self.close = self.close.take().or(close);
         self.fault = self.fault.or(fault);
         self.scanner.is_scanning()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams() {
+        let accept = (&b"sec-websocket-accept"[..], &b"x"[..]);
+        let connection = |value: &'static [u8]| (&b"connection"[..], value);
+        let of = |headers: &[(&'static [u8], &'static [u8])]| {
+            Upstream::of_headers(headers.iter().copied())
+        };
+        let status = (&b":status"[..], &b"101"[..]);
+        assert_eq!(of(&[status, accept, connection(b"Upgrade")]), Upstream::Http1);
+        assert_eq!(of(&[status, connection(b"upgrade"), accept]), Upstream::Http1);
+        assert_eq!(of(&[status, connection(b"keep-alive, upgrade")]), Upstream::Http1);
+        assert_eq!(of(&[status, accept, connection(b"upgrade")]), Upstream::Unknown);
+        assert_eq!(of(&[status, accept]), Upstream::Unknown);
+        assert_eq!(of(&[status, connection(b"upgrade")]), Upstream::Multiplexed);
+        assert_eq!(of(&[]), Upstream::Multiplexed);
     }
 }
