@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use ws_clean_close_core::config::Config;
-use ws_clean_close::frame::Status;
+use ws_clean_close_core::frame::Status;
 
 fuzz_target!(|bytes: &[u8]| {
     match Config::parse(bytes) {
@@ -37,7 +37,8 @@ fuzz_target!(|bytes: &[u8]| {
                     if let Some(max_age) = &config.max_age {
                         assert!((0.0..=1.0).contains(&max_age.jitter));
                         // As it is multiplied in use.
-                        let _ = max_age.after.mul_f64(1.0 + max_age.jitter);
+                        let _ = max_age.after.map(|after| after.mul_f64(1.0 + max_age.jitter));
+                        assert!(max_age.after.is_some() || max_age.claim);
                     }
                 }
             }

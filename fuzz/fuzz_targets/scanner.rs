@@ -8,7 +8,9 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::FrameHeader;
-use ws_clean_close::frame::{Chunk, Event, Fault, Opcode, Scanner};
+use ws_clean_close_core::frame::{Fault, Opcode};
+use ws_clean_close_core::scanner::{Chunk, Event, Scanner};
+use ws_clean_close_core::Side;
 
 /// The filter promises a few hundred bytes a stream.
 const _: () = assert!(size_of::<Scanner>() < 256);
@@ -19,6 +21,7 @@ struct Input<'a> {
     lens: [u8; 4],
     /// How much more than it is asked for a chunk hands out.
     spare: u8,
+    client: bool,
     bytes: &'a [u8],
 }
 
@@ -48,8 +51,8 @@ struct Seen {
     scanner: Scanner,
 }
 
-fn scan(bytes: &[u8], lens: &[u8], spare: usize) -> Seen {
-    let mut scanner = Scanner::new();
+fn scan(side: Side, bytes: &[u8], lens: &[u8], spare: usize) -> Seen {
+    let mut scanner = Scanner::new(side);
     let mut events = Vec::new();
     let (mut result, mut frame, mut message) = (Ok(()), None, None);
     let mut at = 0;
@@ -69,7 +72,7 @@ fn scan(bytes: &[u8], lens: &[u8], spare: usize) -> Seen {
 }
 
 /// The headers that tungstenite finds, up to the first Close frame or what it refuses.
-fn oracle(bytes: &[u8]) -> Vec<(Opcode, bool, Option<[u8; 4]>, u64)> {
+fn oracle(side: Side, bytes: &[u8]) -> Vec<(Opcode, bool, Option<[u8; 4]>, u64)> {
     let mut headers = Vec::new();
     let mut at = 0_u64;
     while at < bytes.len() as u64 {
@@ -86,7 +89,10 @@ fn oracle(bytes: &[u8]) -> Vec<(Opcode, bool, Option<[u8; 4]>, u64)> {
         };
         // Announced by 16 bits, a length is more than 125 (RFC 6455 §5.2), whatever they say.
         let announced = bytes[at as usize + 1] & 0x7f;
-        let bad = opcode.is_control() && (!header.is_final || announced > 125);
+        let rsv = opcode == Opcode::Close && bytes[at as usize] & 0x70 != 0;
+        let bad = rsv
+            || header.mask.is_some() != (side == Side::Client)
+            || opcode.is_control() && (!header.is_final || announced > 125);
         if bad || len > i64::MAX as u64 {
             break;
         }
@@ -100,8 +106,9 @@ fn oracle(bytes: &[u8]) -> Vec<(Opcode, bool, Option<[u8; 4]>, u64)> {
 }
 
 fuzz_target!(|input: Input| {
-    let whole = scan(input.bytes, &[u8::MAX], 1 << 20);
-    let chunked = scan(input.bytes, &input.lens, input.spare.into());
+    let side = if input.client { Side::Client } else { Side::Server };
+    let whole = scan(side, input.bytes, &[u8::MAX], 1 << 20);
+    let chunked = scan(side, input.bytes, &input.lens, input.spare.into());
     assert_eq!(whole.events, chunked.events);
     assert_eq!(whole.result, chunked.result);
     assert_eq!(whole.scanner.at_boundary(), chunked.scanner.at_boundary());
@@ -117,5 +124,5 @@ fuzz_target!(|input: Input| {
             Event::Close(_) => None,
         })
         .collect();
-    assert_eq!(headers, oracle(input.bytes));
+    assert_eq!(headers, oracle(side, input.bytes));
 });

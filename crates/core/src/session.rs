@@ -177,7 +177,8 @@ impl Session {
         if first && empty && self.link.upstream == Upstream::Unknown {
             self.link.upstream = Upstream::Http1;
         }
-        end_of_stream || (empty && !first && self.link.upstream == Upstream::Http1)
+        let ends = end_of_stream || (empty && !first && self.link.upstream == Upstream::Http1);
+        ends && !self.upstream_ended
     }
 
     fn note_activity(&mut self, side: Side, len: usize, now: &impl Fn() -> Instant) {

@@ -6,10 +6,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
-use ws_clean_close::frame::{
-    decode_header, Boundaries, Chunk, Close, CloseCode, Event, Fault, Header, Opcode, Parsing,
-    Scanner, Status,
+use ws_clean_close_core::frame::{
+    decode_header, Close, CloseCode, Fault, Header, Opcode, Parsing, Status,
 };
+use ws_clean_close_core::scanner::{Boundaries, Chunk, Event, Scanner};
+use ws_clean_close_core::Side;
 
 /// A frame as tungstenite writes it.
 #[derive(Clone, Debug)]
@@ -55,13 +56,18 @@ fn payload_len() -> impl Strategy<Value = usize> {
     prop_oneof![0..200_usize, 120..135_usize, 65_530..65_545_usize, Just(70_000)]
 }
 
-fn mask() -> impl Strategy<Value = Option<[u8; 4]>> {
-    proptest::option::of(any::<[u8; 4]>())
+fn side() -> impl Strategy<Value = Side> {
+    prop_oneof![Just(Side::Server), Just(Side::Client)]
 }
 
-fn data_frame() -> impl Strategy<Value = Sent> {
+/// A client masks each of its frames, a server none (RFC 6455 §5.1).
+fn mask(side: Side) -> impl Strategy<Value = Option<[u8; 4]>> {
+    any::<[u8; 4]>().prop_map(move |mask| (side == Side::Client).then_some(mask))
+}
+
+fn data_frame(side: Side) -> impl Strategy<Value = Sent> {
     let opcode = prop_oneof![Just(Data::Continue), Just(Data::Text), Just(Data::Binary)];
-    (opcode, any::<bool>(), mask(), any::<bool>(), payload_len(), any::<u8>()).prop_map(
+    (opcode, any::<bool>(), mask(side), any::<bool>(), payload_len(), any::<u8>()).prop_map(
         |(opcode, fin, mask, rsv1, len, byte)| Sent {
             opcode: OpCode::Data(opcode),
             fin,
@@ -72,8 +78,8 @@ fn data_frame() -> impl Strategy<Value = Sent> {
     )
 }
 
-fn control_frame(opcode: Control) -> impl Strategy<Value = Sent> {
-    (mask(), vec(any::<u8>(), 0..=125)).prop_map(move |(mask, payload)| Sent {
+fn control_frame(side: Side, opcode: Control) -> impl Strategy<Value = Sent> {
+    (mask(side), vec(any::<u8>(), 0..=125)).prop_map(move |(mask, payload)| Sent {
         opcode: OpCode::Control(opcode),
         fin: true,
         mask,
@@ -82,12 +88,20 @@ fn control_frame(opcode: Control) -> impl Strategy<Value = Sent> {
     })
 }
 
-fn frame() -> impl Strategy<Value = Sent> {
+fn frame(side: Side) -> impl Strategy<Value = Sent> {
     prop_oneof![
-        4 => data_frame(),
-        1 => control_frame(Control::Ping),
-        1 => control_frame(Control::Pong),
+        4 => data_frame(side),
+        1 => control_frame(side, Control::Ping),
+        1 => control_frame(side, Control::Pong),
     ]
+}
+
+/// Frames of one side, and its Close frame.
+fn frames() -> impl Strategy<Value = (Side, Vec<Sent>, Option<Sent>)> {
+    side().prop_flat_map(|side| {
+        let close = proptest::option::of(control_frame(side, Control::Close));
+        (Just(side), vec(frame(side), 0..8), close)
+    })
 }
 
 /// A source that hands out what it was asked for and at most `spare` bytes more, and counts them.
@@ -112,8 +126,8 @@ impl Chunk for Counting<'_> {
 
 /// Feeds `bytes` in chunks of these lengths, over and over, 0 standing for an empty chunk. Each
 /// chunk hands out more than it is asked for, or not.
-fn scan(bytes: &[u8], lens: &[usize]) -> (Vec<Event>, Result<(), Fault>, Scanner) {
-    let mut scanner = Scanner::new();
+fn scan(side: Side, bytes: &[u8], lens: &[usize]) -> (Vec<Event>, Result<(), Fault>, Scanner) {
+    let mut scanner = Scanner::new(side);
     let mut events = Vec::new();
     let mut rest = bytes;
     let mut result = Ok(());
@@ -137,8 +151,7 @@ proptest! {
     /// What tungstenite writes, the scanner reads, however it is cut.
     #[test]
     fn agrees_with_tungstenite(
-        frames in vec(frame(), 0..6),
-        close in proptest::option::of(control_frame(Control::Close)),
+        (side, frames, close) in frames(),
         behind in vec(any::<u8>(), 0..40),
         lens in vec(prop_oneof![0..20_usize, 1..5000_usize], 1..8),
     ) {
@@ -151,7 +164,7 @@ proptest! {
             bytes.extend(&behind);
             expected.push(Event::Frame(close.header()));
         }
-        let (events, result, scanner) = scan(&bytes, &lens);
+        let (events, result, scanner) = scan(side, &bytes, &lens);
         prop_assert_eq!(result, Ok(()));
         prop_assert_eq!(scanner.is_scanning(), close.is_none());
         prop_assert_eq!(scanner.at_boundary(), close.is_none());
@@ -168,7 +181,7 @@ proptest! {
     /// The last places of each chunk where a frame could stand, told from the frames' lengths.
     #[test]
     fn boundaries(
-        frames in vec(frame(), 0..8),
+        (side, frames, _) in frames(),
         lens in vec(prop_oneof![1..20_usize, 1..5000_usize, 1..80_000_usize], 1..8),
     ) {
         let bytes: Vec<u8> = frames.iter().flat_map(Sent::bytes).collect();
@@ -181,7 +194,7 @@ proptest! {
             }
             expected.push((at + frame.bytes().len(), between));
         }
-        let mut scanner = Scanner::new();
+        let mut scanner = Scanner::new(side);
         let (mut start, mut lens) = (0, lens.iter().cycle());
         while start < bytes.len() {
             let end = bytes.len().min(start + lens.next().unwrap());
@@ -201,13 +214,14 @@ proptest! {
     /// Any bytes at all: no panic, and no chunking changes what is found.
     #[test]
     fn chunking_changes_nothing(
+        side in side(),
         bytes in vec(any::<u8>(), 0..400),
         lens in vec(0..20_usize, 1..8),
     ) {
         prop_assume!(lens.iter().any(|&len| len > 0));
-        let whole = scan(&bytes, &[bytes.len().max(1)]);
+        let whole = scan(side, &bytes, &[bytes.len().max(1)]);
         for lens in [&lens[..], &[1]] {
-            let cut = scan(&bytes, lens);
+            let cut = scan(side, &bytes, lens);
             prop_assert_eq!(&whole.0, &cut.0);
             prop_assert_eq!(whole.1, cut.1);
             prop_assert_eq!(whole.2.at_boundary(), cut.2.at_boundary());
@@ -216,10 +230,10 @@ proptest! {
 
     /// Any header bytes: what one takes, the other takes, and as the same.
     #[test]
-    fn headers_agree_with_tungstenite(bytes in vec(any::<u8>(), 0..20)) {
+    fn headers_agree_with_tungstenite(side in side(), bytes in vec(any::<u8>(), 0..20)) {
         let mut cursor = Cursor::new(&bytes);
         let theirs = FrameHeader::parse(&mut cursor);
-        match (decode_header(&bytes), theirs) {
+        match (decode_header(side, &bytes), theirs) {
             (Ok(Parsing::Done(ours, len)), Ok(Some((theirs, payload_len)))) => {
                 prop_assert_eq!(len as u64, cursor.position());
                 prop_assert_eq!(ours.fin, theirs.is_final);
@@ -237,6 +251,10 @@ proptest! {
                     OpCode::Data(Data::Reserved(_)) | OpCode::Control(Control::Reserved(_))
                 ));
             }
+            (Err(Fault::Masking), _) => {
+                prop_assert_eq!(bytes[1] & 0x80 != 0, side == Side::Server);
+            }
+            (Err(Fault::ReservedBits), _) => prop_assert!(bytes[0] & 0x70 != 0 && bytes[0] & 15 == 8),
             (ours, theirs) => prop_assert!(false, "{:?}, tungstenite: {:?}", ours, theirs),
         }
     }
@@ -286,7 +304,7 @@ fn every_cut_of_a_short_stream() {
         Sent {
             opcode: OpCode::Control(Control::Ping),
             fin: true,
-            mask: None,
+            mask: Some([0; 4]),
             rsv1: false,
             payload: vec![],
         },
@@ -301,36 +319,48 @@ fn every_cut_of_a_short_stream() {
     .iter()
     .flat_map(Sent::bytes)
     .collect();
-    let whole = scan(&bytes, &[bytes.len()]).0;
+    let whole = scan(Side::Client, &bytes, &[bytes.len()]).0;
     assert_eq!(whole.len(), 4);
     for first in 1..bytes.len() {
         for second in 0..=bytes.len() - first {
             let rest = bytes.len() - first - second;
-            assert_eq!(scan(&bytes, &[first, second, rest]).0, whole, "{first}, {second}, {rest}");
+            assert_eq!(
+                scan(Side::Client, &bytes, &[first, second, rest]).0,
+                whole,
+                "{first}, {second}, {rest}"
+            );
         }
     }
 }
 
 #[test]
 fn faults() {
-    for (bytes, fault) in [
-        (&[0x83, 0x00][..], Fault::ReservedOpcode(3)),
-        (&[0x8f, 0x00], Fault::ReservedOpcode(15)),
-        (&[0x08, 0x00], Fault::FragmentedControl),
-        (&[0x09, 0x80], Fault::FragmentedControl),
-        (&[0x88, 126], Fault::OversizedControl),
-        (&[0x8a, 127], Fault::OversizedControl),
-        (&[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0], Fault::LengthOverflow),
+    use Side::{Client, Server};
+    for (side, bytes, fault) in [
+        (Server, &[0x83, 0x00][..], Fault::ReservedOpcode(3)),
+        (Client, &[0x8f, 0x80], Fault::ReservedOpcode(15)),
+        (Server, &[0x08, 0x00], Fault::FragmentedControl),
+        (Client, &[0x09, 0x80], Fault::FragmentedControl),
+        (Server, &[0x88, 126], Fault::OversizedControl),
+        (Client, &[0x8a, 0x80 | 127], Fault::OversizedControl),
+        (Server, &[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0], Fault::LengthOverflow),
+        (Server, &[0x82, 0x81], Fault::Masking),
+        (Client, &[0x82, 0x01], Fault::Masking),
+        (Client, &[0xc8, 0x80], Fault::ReservedBits),
+        (Server, &[0xa8, 0x00], Fault::ReservedBits),
+        (Server, &[0x98, 0x00], Fault::ReservedBits),
     ] {
         for lens in [&[bytes.len()][..], &[1]] {
-            let (events, result, scanner) = scan(bytes, lens);
+            let (events, result, scanner) = scan(side, bytes, lens);
             assert_eq!((events, result), (vec![], Err(fault)), "{bytes:x?}");
             assert!(!scanner.is_scanning() && !scanner.at_boundary());
         }
     }
+    // An extension may use them on other frames (RFC 7692 §6).
+    assert_eq!(scan(Server, &[0xc2, 0x00, 0xc9, 0x00], &[4]).1, Ok(()));
     // Long, but possible: nothing is allocated for it, and nothing is found behind it.
     let (events, result, scanner) =
-        scan(&[0x82, 127, 0x7f, 255, 255, 255, 255, 255, 255, 255, 0x88, 0], &[12]);
+        scan(Server, &[0x82, 127, 0x7f, 255, 255, 255, 255, 255, 255, 255, 0x88, 0], &[12]);
     assert_eq!((events.len(), result, scanner.at_boundary()), (1, Ok(()), false));
 }
 
@@ -344,7 +374,7 @@ fn a_status_is_checked() {
             rsv1: false,
             payload: payload.to_vec(),
         };
-        match scan(&sent.bytes(), &[3]).0.last() {
+        match scan(Side::Client, &sent.bytes(), &[3]).0.last() {
             Some(Event::Close(close)) => match close.status() {
                 Status::None => "none".to_owned(),
                 Status::Invalid => "invalid".to_owned(),
@@ -378,7 +408,7 @@ fn payload_is_not_read() {
     let bytes = frame.bytes().repeat(64);
     let mut chunk = Counting { bytes: &bytes, spare: 0, read: 0 };
     let mut frames = 0;
-    Scanner::new().scan(&mut chunk, |_| frames += 1).unwrap();
+    Scanner::new(Side::Server).scan(&mut chunk, |_| frames += 1).unwrap();
     assert_eq!(frames, 64);
     assert!(chunk.read <= 64 * 14, "{} bytes were read", chunk.read);
 }
@@ -395,7 +425,7 @@ fn an_unreadable_chunk_is_a_fault() {
             None
         }
     }
-    let mut scanner = Scanner::new();
+    let mut scanner = Scanner::new(Side::Server);
     assert_eq!(scanner.scan(&mut Nothing, |_| {}), Err(Fault::Unreadable));
     assert!(!scanner.is_scanning());
 }
