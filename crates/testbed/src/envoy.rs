@@ -79,6 +79,12 @@ pub struct Setup {
     pub network_vm: &'static str,
     /// HTTP/2 between the hops.
     pub http2_between: bool,
+    /// HTTP/2 to the server.
+    pub http2_upstream: bool,
+    /// HTTP filters between the module's and the router.
+    pub filters_behind: Vec<Value>,
+    /// Runtime keys, such as Envoy's feature flags.
+    pub runtime: Value,
     /// `allow_connect`: clients may open WebSockets over HTTP/2. Istio's gateways have it off.
     pub allow_connect: bool,
     /// Writes the `sec-websocket-key` that RFC 8441 has done away with and HTTP/1.1 servers want.
@@ -122,6 +128,9 @@ impl Setup {
             dynamic: false,
             network_vm: "ws",
             http2_between: false,
+            http2_upstream: false,
+            filters_behind: Vec::new(),
+            runtime: json!({}),
             allow_connect: true,
             adds_key: false,
             buffer_limit: None,
@@ -183,6 +192,7 @@ impl Setup {
                 "clusters": self.clusters(ports, server),
             },
             "stats_flush_interval": "1s",
+            "layered_runtime": { "layers": [{ "name": "static", "static_layer": self.runtime }] },
             "admin": { "address": socket_address(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) },
             // Without this Envoy warns that a hostile peer could take every descriptor.
             "overload_manager": { "resource_monitors": [{
@@ -263,7 +273,8 @@ impl Setup {
             Streams::All | Streams::UpgradeChain => half,
         };
         let halves = half.into_iter().flat_map(|half| std::iter::repeat_n(half, self.copies));
-        let with_halves: Vec<Value> = halves.chain([router.clone()]).collect();
+        let with_halves: Vec<Value> =
+            halves.chain(self.filters_behind.clone()).chain([router.clone()]).collect();
         let key = json!({
             "header": { "key": "sec-websocket-key", "value": "dGhlIHNhbXBsZSBub25jZQ==" },
             "append_action": "ADD_IF_ABSENT",
@@ -385,7 +396,7 @@ impl Setup {
             // As Istio's outlierDetection sets it: five failures in a row.
             "outlier_detection": { "consecutive_5xx": 5, "max_ejection_percent": 100 },
         });
-        if self.http2_between && hop > 1 {
+        if if hop > 1 { self.http2_between } else { self.http2_upstream } {
             cluster["typed_extension_protocol_options"] = json!({
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                     "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",

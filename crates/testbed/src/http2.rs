@@ -1,15 +1,15 @@
 //! An HTTP/2 client that opens WebSockets by extended CONNECT (RFC 8441), next to plain requests on
 //! the same connection.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 use h2::client::{self, SendRequest};
 use h2::ext::Protocol;
 use h2::{RecvStream, SendStream};
-use http::{Method, Request, StatusCode};
-use tokio::net::TcpStream;
+use http::{Method, Request, Response, StatusCode};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::wire::{Frames, Received};
@@ -105,4 +105,36 @@ impl Stream {
             }
         }
     }
+}
+
+/// An HTTP/2 server that takes every extended CONNECT and has `life` do what follows, with what it
+/// sends and what it receives.
+///
+/// # Panics
+/// If no port can be had.
+pub async fn serve<F, L>(life: F) -> SocketAddr
+where
+    F: Fn(SendStream<Bytes>, RecvStream) -> L + Clone + Send + 'static,
+    L: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let life = life.clone();
+            tokio::spawn(async move {
+                let mut builder = h2::server::Builder::new();
+                builder.enable_connect_protocol();
+                let Ok(mut connection) = builder.handshake::<_, Bytes>(tcp).await else { return };
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let response = Response::builder().status(StatusCode::OK).body(());
+                    let send = respond.send_response(response.expect("a response"), false);
+                    if let Ok(send) = send {
+                        tokio::spawn(life(send, request.into_body()));
+                    }
+                }
+            });
+        }
+    });
+    address
 }
