@@ -2,7 +2,6 @@
 //! whatever the closing ones do; and docs/http2.md says what these see, cell by cell as it is measured
 //! here (`make table` writes it anew).
 
-use std::fs;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
@@ -13,39 +12,9 @@ use testbed::browser::{Browser, Kind, View};
 use testbed::http2::{Connection, Stream};
 use testbed::node::Sample;
 use testbed::server::{path, Behaviour};
-use testbed::{fetch, wire, Envoy, Mode, Server, Setup};
+use testbed::streams::{is_documented, scenarios, Scenario, PATIENCE};
+use testbed::{wire, Envoy, Mode, Server, Setup};
 use tokio::time::timeout_at;
-
-/// Longer than the limits that the filter is given here.
-const PATIENCE: Duration = Duration::from_secs(4);
-
-struct Scenario {
-    what: &'static str,
-    path: String,
-    closes: bool,
-    answers: bool,
-}
-
-fn scenarios() -> Vec<Scenario> {
-    use Behaviour::*;
-    let server = |behaviour| format!("{}&after=300", path(behaviour, true, 4321));
-    let client = |behaviour| path(behaviour, false, 0);
-    [
-        ("The server closes with 4321, is answered, ends TCP", server(Waits), false, true),
-        ("… and resets TCP (RST)", server(Resets), false, true),
-        ("… and never ends TCP", server(NeverCloses), false, true),
-        ("… and ends TCP without waiting for the answer", server(Hasty), false, true),
-        ("… and the client never answers", server(Waits), false, false),
-        ("The client closes with 4000, the server answers, ends TCP", client(Waits), true, true),
-        ("… the server answers, never ends TCP", client(NeverCloses), true, true),
-        ("… the server ends TCP without an answer", client(Hasty), true, true),
-        ("… the server never answers", client(Ignores), true, true),
-        ("The server dies, no Close frame at all", server(Vanishes), false, true),
-        ("The server dies inside a frame", server(DiesInFrame), false, true),
-    ]
-    .map(|(what, path, closes, answers)| Scenario { what, path, closes, answers })
-    .into()
-}
 
 /// Runs a scenario, and says what the client sees: the code, and how the stream ends.
 async fn cell(mut socket: Stream, scenario: &Scenario) -> String {
@@ -157,30 +126,6 @@ async fn beside_other_streams() {
     assert_eq!(of_filter.stat("http.hop1.downstream_cx_destroy_local"), 0);
     let whats: Vec<_> = scenarios().iter().map(|scenario| scenario.what).collect();
     is_documented("http2", &whats, &cells);
-}
-
-/// Compares what was measured, a row for each of `whats` and a column for each mode, with a table of
-/// docs/http2.md, or writes it there.
-fn is_documented(table: &str, whats: &[&str], columns: &[Vec<String>]) {
-    let mut measured = String::from(
-        "| who does what | default | baseline | **filter** |\n| --- | --- | --- | --- |\n",
-    );
-    for (row, what) in whats.iter().enumerate() {
-        let row: Vec<_> = columns.iter().map(|column| &column[row][..]).collect();
-        measured += &format!("| {what} | {} |\n", row.join(" | "));
-    }
-    println!("{measured}");
-    let (start, stop) = (format!("<!-- {table} -->\n"), format!("<!-- /{table} -->"));
-    let file = fetch::root().join("docs/http2.md");
-    if std::env::var_os("UPDATE_README").is_some() {
-        fetch::write_between(&file, &start, &stop, &measured);
-    } else {
-        let text = fs::read_to_string(&file).expect("docs/http2.md is there");
-        assert!(
-            text.contains(&format!("{start}{measured}{stop}")),
-            "docs/http2.md says otherwise: `make table` writes it anew"
-        );
-    }
 }
 
 /// A page's WebSocket at the page's own address.

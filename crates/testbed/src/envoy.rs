@@ -85,6 +85,9 @@ pub struct Setup {
     pub filters_behind: Vec<Value>,
     /// Runtime keys, such as Envoy's feature flags.
     pub runtime: Value,
+    /// A QUIC listener beside the one of the last hop, with the same filters, at the UDP port of the same
+    /// number.
+    pub quic: bool,
     /// `allow_connect`: clients may open WebSockets over HTTP/2. Istio's gateways have it off.
     pub allow_connect: bool,
     /// Writes the `sec-websocket-key` that RFC 8441 has done away with and HTTP/1.1 servers want.
@@ -131,6 +134,7 @@ impl Setup {
             http2_upstream: false,
             filters_behind: Vec::new(),
             runtime: json!({}),
+            quic: false,
             allow_connect: true,
             adds_key: false,
             buffer_limit: None,
@@ -208,7 +212,8 @@ impl Setup {
     fn listeners(&self, ports: &[u16], folder: &Path) -> Vec<Value> {
         let hops = (1..=self.hops).map(|hop| self.listener(hop, ports, folder));
         let beside = (self.hops + 1..).zip(&self.beside);
-        hops.chain(beside.map(|(i, setup)| setup.listener(i, ports, folder))).collect()
+        let quic = self.quic.then(|| self.quic_listener(ports, folder));
+        hops.chain(beside.map(|(i, setup)| setup.listener(i, ports, folder))).chain(quic).collect()
     }
 
     fn clusters(&self, ports: &[u16], server: SocketAddr) -> Vec<Value> {
@@ -239,17 +244,13 @@ impl Setup {
         filters.push(if self.tcp { tcp_proxy(hop) } else { self.connection_manager(hop, folder) });
         let mut chain = json!({ "filters": filters });
         if self.tls {
-            let (certificate, key) = tls::certificate();
             chain["transport_socket"] = json!({
                 "name": "envoy.transport_sockets.tls",
                 "typed_config": {
                     "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
                     "common_tls_context": {
                         "alpn_protocols": ["h2", "http/1.1"],
-                        "tls_certificates": [{
-                            "certificate_chain": { "filename": certificate },
-                            "private_key": { "filename": key },
-                        }],
+                        "tls_certificates": [tls_certificate()],
                     },
                 },
             });
@@ -260,6 +261,32 @@ impl Setup {
             "filter_chains": [chain],
             "per_connection_buffer_limit_bytes": self.buffer_limit,
         })
+    }
+
+    /// The listener of the last hop, for HTTP/3.
+    fn quic_listener(&self, ports: &[u16], folder: &Path) -> Value {
+        let mut listener = self.listener(self.hops, ports, folder);
+        listener["name"] = json!("quic");
+        listener["address"]["socket_address"]["protocol"] = json!("UDP");
+        listener["udp_listener_config"] = json!({ "quic_options": {} });
+        let chain = &mut listener["filter_chains"][0];
+        chain["transport_socket"] = json!({
+            "name": "envoy.transport_sockets.quic",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.quic.v3.QuicDownstreamTransport",
+                "downstream_tls_context": { "common_tls_context": {
+                    "tls_certificates": [tls_certificate()],
+                }},
+            },
+        });
+        if let Some(manager) =
+            chain["filters"].as_array_mut().and_then(|filters| filters.last_mut())
+        {
+            let config = &mut manager["typed_config"];
+            config["codec_type"] = json!("HTTP3");
+            config["http3_protocol_options"] = json!({ "allow_extended_connect": true });
+        }
+        listener
     }
 
     fn connection_manager(&self, hop: usize, folder: &Path) -> Value {
@@ -415,6 +442,14 @@ impl Setup {
         }
         cluster
     }
+}
+
+fn tls_certificate() -> Value {
+    let (certificate, key) = tls::certificate();
+    json!({
+        "certificate_chain": { "filename": certificate },
+        "private_key": { "filename": key },
+    })
 }
 
 fn tcp_proxy(hop: usize) -> Value {

@@ -8,6 +8,7 @@ pub mod client;
 pub mod envoy;
 pub mod fetch;
 pub mod http2;
+pub mod http3;
 pub mod istio;
 #[cfg(target_os = "linux")]
 pub mod link;
@@ -16,6 +17,7 @@ pub mod node;
 pub mod peers;
 pub mod proxies;
 pub mod server;
+pub mod streams;
 pub mod tls;
 pub mod wire;
 

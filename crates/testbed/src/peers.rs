@@ -81,7 +81,7 @@ impl Library {
 }
 
 /// A folder with what `requirements.txt` names.
-fn python_packages() -> PathBuf {
+pub(crate) fn python_packages() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER
         .get_or_init(|| {
