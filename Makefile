@@ -46,14 +46,14 @@ wasm:
 
 # IMAGE=registry/name:tag is where it is going to be pushed: set in the manifests beside it.
 image: wasm
-	@cargo run --quiet --example image -- $(if $(IMAGE),--image $(IMAGE))
+	@cargo run --quiet --package image -- $(if $(IMAGE),--image $(IMAGE))
 
 demo: tools
-	@cargo run --quiet --example demo
+	@cargo run --quiet --package demo
 
 # PORT=n: another port than 8710; 0 is any that is free.
 demo-page: tools
-	@cargo run --quiet --example demo_page -- $(if $(PORT),--port $(PORT))
+	@cargo run --quiet --package demo-page -- $(if $(PORT),--port $(PORT))
 
 test: tools lint
 	cargo test --workspace
@@ -75,32 +75,32 @@ lint: wasm
 
 # Measures the README's table of scenarios anew, and that of docs/http2.md.
 table: tools
-	UPDATE_README=1 cargo test --test scenarios --test http2
+	UPDATE_README=1 cargo test --test scenarios --test http2 --test http3
 
 # What the filter costs: docs/performance.md says how it is measured.
 bench: tools
-	cargo bench --bench cost
+	cargo bench --package benches --bench cost
 
 bench-report: tools
-	cargo bench --quiet --bench cost -- report
+	cargo bench --quiet --package benches --bench cost -- report
 
 # Keeps the scanner's present figures, to compare with.
 bench-scanner-baseline: tools
-	cargo bench --bench scanner -- --save-baseline kept
+	cargo bench --package benches --bench scanner -- --save-baseline kept
 
 # Says of each figure whether it has become better or worse than what was kept.
 bench-scanner: tools
 	@test -n "$$(find target/criterion -type d -name kept 2>/dev/null | head -1)" || \
 		{ echo "make: nothing to compare with: run 'make bench-scanner-baseline' first"; exit 1; }
-	cargo bench --bench scanner -- --baseline kept
+	cargo bench --package benches --bench scanner -- --baseline kept
 
 # Draws docs/dashboard.svg from a minute of real numbers.
 picture: tools
-	cargo run --quiet --example dashboard_picture
+	cargo run --quiet --package benches --bin dashboard-picture
 
 # Takes the demo page's pictures: one with what it counts, and one close in motion.
 page-picture: tools
-	cargo run --quiet --example demo_page -- --port 0 --pictures
+	cargo run --quiet --package demo-page -- --port 0 --pictures
 
 # What is published, in target/dist; IMAGE as for `make image`. The same bytes from the same code.
 release: image

@@ -11,6 +11,7 @@ use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Through
 use testbed::server::messages;
 use testbed::wire;
 use ws_clean_close_core::scanner::Scanner;
+use ws_clean_close_core::Side;
 
 const FRAMES: [(&str, usize); 4] =
     [("125 B", 125), ("1 KiB", 1 << 10), ("16 KiB", 1 << 14), ("1 MiB", 1 << 20)];
@@ -18,8 +19,8 @@ const CHUNKS: [(&str, usize); 5] =
     [("1 B", 1), ("1 KiB", 1 << 10), ("16 KiB", 1 << 14), ("64 KiB", 1 << 16), ("1 MiB", 1 << 20)];
 
 /// How many frames begin in `bytes`, cut into chunks.
-fn scan(bytes: &[u8], chunk: usize) -> usize {
-    let mut scanner = Scanner::new();
+fn scan(side: Side, bytes: &[u8], chunk: usize) -> usize {
+    let mut scanner = Scanner::new(side);
     let mut frames = 0;
     for chunk in bytes.chunks(chunk) {
         // As the host's chunk does with small frames: one read serves many.
@@ -36,6 +37,7 @@ fn add(bytes: &[u8]) -> u64 {
 
 fn scanner(criterion: &mut Criterion) {
     for (kind, masked) in [("plain", false), ("masked", true)] {
+        let side = if masked { Side::Client } else { Side::Server };
         for (frame, size) in FRAMES {
             let bytes = messages(size, masked);
             let frames = bytes.len() / wire::message(&vec![0; size], masked).len();
@@ -46,10 +48,10 @@ fn scanner(criterion: &mut Criterion) {
                 .measurement_time(Duration::from_secs(1))
                 .sample_size(20);
             for (name, chunk) in CHUNKS {
-                assert_eq!(scan(&bytes, chunk), frames, "chunks make no difference");
+                assert_eq!(scan(side, &bytes, chunk), frames, "chunks make no difference");
                 let id = BenchmarkId::new("scanner, chunks of", name);
                 group.bench_with_input(id, &chunk, |b, chunk| {
-                    b.iter(|| scan(black_box(&bytes), *chunk));
+                    b.iter(|| scan(side, black_box(&bytes), *chunk));
                 });
             }
             group.bench_function("all bytes added up", |b| b.iter(|| add(black_box(&bytes))));

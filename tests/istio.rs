@@ -28,7 +28,7 @@ fn image() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = fetch::folder("istio-image");
-        fetch::run(Command::new(fetch::example("image")).arg("--to").arg(&folder));
+        fetch::run(Command::new(fetch::program("image")).arg("--to").arg(&folder));
         folder
     })
 }
@@ -209,7 +209,7 @@ async fn core_closes(address: SocketAddr) {
 
 /// What the probe says of an address whose server closes.
 fn probe(url: &str) -> String {
-    let mut probe = Command::new(fetch::example("probe"));
+    let mut probe = Command::new(fetch::program("ws-close-probe"));
     let output = probe.args([url, "--server-close", "--insecure"]).output();
     String::from_utf8_lossy(&output.expect("the probe runs").stdout).into_owned()
 }

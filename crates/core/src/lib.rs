@@ -23,6 +23,18 @@
 //! assert!(session.end(start + Duration::from_millis(1)).close_connection);
 //! ```
 
+#![warn(missing_docs)]
+#![deny(unsafe_code)]
+// A panic in the module kills the VM, and with it the filter for every stream of the worker.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::unreachable,
+    clippy::todo
+)]
+
 pub mod actions;
 pub mod activity;
 pub mod config;

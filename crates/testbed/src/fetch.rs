@@ -49,8 +49,8 @@ pub fn module() -> PathBuf {
         .clone()
 }
 
-/// An example of the project, built from the code as it stands.
-pub fn example(name: &str) -> PathBuf {
+/// A program of the project's, built from the code as it stands; its package has the same name.
+pub fn program(name: &str) -> PathBuf {
     let mut cargo = Command::new("cargo");
     // Build scripts of other crates would take what cargo tells a test of its own package for a change,
     // and be built anew, and anew after the test.
@@ -60,16 +60,9 @@ pub fn example(name: &str) -> PathBuf {
             cargo.env_remove(&key);
         }
     }
-    cargo.current_dir(root()).args([
-        "build",
-        "--quiet",
-        "--target-dir",
-        "target",
-        "--example",
-        name,
-    ]);
-    run(&mut cargo);
-    root().join("target/debug/examples").join(name)
+    cargo.current_dir(root()).args(["build", "--quiet", "--target-dir", "target"]);
+    run(cargo.args(["--package", name]));
+    root().join("target/debug").join(name)
 }
 
 /// The module that traps when a Close frame with 4999 passes.

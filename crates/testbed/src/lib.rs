@@ -7,14 +7,20 @@ pub mod browser;
 pub mod client;
 pub mod envoy;
 pub mod fetch;
+#[cfg(feature = "http2")]
 pub mod http2;
+#[cfg(feature = "http2")]
 pub mod http3;
+#[cfg(feature = "manifests")]
 pub mod istio;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "link"))]
 pub mod link;
+#[cfg(feature = "manifests")]
 pub mod manifests;
 pub mod node;
+#[cfg(feature = "peers")]
 pub mod peers;
+#[cfg(feature = "peers")]
 pub mod proxies;
 pub mod server;
 pub mod streams;

@@ -4,7 +4,7 @@ use serde_json::Value;
 use testbed::browser::{Browser, Kind, Page, View};
 use testbed::server::Behaviour;
 
-#[path = "../examples/demo_page/site.rs"]
+#[path = "../src/site.rs"]
 mod site;
 
 const DESKTOP: View = View { width: 1280, height: 900, scale: 1, dark: false };

@@ -1,12 +1,13 @@
 //! Opens a WebSocket, closes it or waits to be closed, and tells how that went: the code, who
 //! closed, FIN or RST, and how long after the Close exchange.
 //!
-//!     cargo run --example probe -- wss://host/path
+//!     ws-close-probe wss://host/path
 //!
 //! Exit code 0 when every close was clean and prompt, 1 when one was not, 2 when there was nothing
 //! to judge: no connection, a refused handshake, a bad certificate.
 
 mod close;
+mod tls;
 mod verdict;
 
 use std::process::ExitCode;

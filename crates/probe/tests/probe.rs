@@ -7,7 +7,7 @@ use testbed::server::{path, Behaviour};
 use testbed::{fetch, Mode, Server, Setup};
 
 fn probe(arguments: &[&str]) -> Output {
-    Command::new(fetch::example("probe")).args(arguments).output().expect("the probe runs")
+    Command::new(fetch::program("ws-close-probe")).args(arguments).output().expect("the probe runs")
 }
 
 fn stdout(output: &Output) -> String {

@@ -13,7 +13,7 @@ use testbed::fetch;
 /// What `make image` writes and prints.
 fn make(name: &str) -> (PathBuf, String) {
     let folder = fetch::folder(&format!("image-{}-{name}", std::process::id()));
-    let mut command = Command::new(fetch::example("image"));
+    let mut command = Command::new(fetch::program("image"));
     let printed = fetch::run(command.args(["--image", "localhost:5000/x:1", "--to"]).arg(&folder));
     (folder, printed)
 }

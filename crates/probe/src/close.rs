@@ -13,7 +13,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{crypto, ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
@@ -23,6 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{client_async, WebSocketStream};
 
+use crate::tls;
 use crate::verdict::{End, Verdict};
 
 /// Where, and how, to open WebSockets.
@@ -50,7 +50,7 @@ impl Target {
     pub fn new(url: &Uri, insecure: bool) -> Result<Self, String> {
         let tls = match url.scheme_str() {
             Some("ws") => None,
-            Some("wss") => Some(tls(insecure)?),
+            Some("wss") => Some(tls::connector(insecure)?),
             _ => return Err(format!("{url} is no WebSocket address: expected ws:// or wss://")),
         };
         let host = url.host().ok_or_else(|| format!("{url} names no host"))?;
@@ -165,25 +165,6 @@ async fn until_close<S: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     None
-}
-
-fn tls(insecure: bool) -> Result<TlsConnector, String> {
-    if insecure {
-        return Ok(testbed::tls::connector());
-    }
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        return Err("this machine has no root certificates: install them (Debian: \
-                    ca-certificates), or give --insecure"
-            .into());
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 impl Report {
