@@ -1,9 +1,10 @@
-//! Whether a client goes on sending, as far as its last chunks tell.
+//! Whether bytes are likely to be on their way, as far as the last chunks of a side tell.
 //!
-//! It matters at the end: Envoy reads a client no longer once the upstream has ended. A connection
-//! that is closed over bytes which nobody has read, or which are still to come, is reset, and a client
-//! whose write fails may never read the Close frame in front of it. Such a client is left to Envoy's
-//! own delayed close, which gives it `delayed_close_timeout` to read.
+//! It matters at the end, if the client has not closed. Envoy no longer reads it once the upstream has
+//! ended, and a connection that is closed over bytes which nobody has read, or which are still to come,
+//! is reset. A client whose write fails may never read the Close frame; a kernel that is reset drops what
+//! the client has not taken yet. Such a connection is left to Envoy's own delayed close, which gives the
+//! client `delayed_close_timeout` to read.
 
 use std::time::Duration;
 
@@ -17,13 +18,11 @@ const RHYTHM: u8 = 3;
 const INTERVALS: u32 = 4;
 /// Delays on the way that have nothing to do with the rhythm.
 const SLACK: Duration = Duration::from_millis(5);
-/// From this length on a run may be held up by a server that does not read: no buffer between the two
-/// is that small. The bytes behind it are not seen before the server reads on.
-const HELD_UP_LEN: u64 = 64 * 1024;
-/// How long a run may be held up.
-const HELD_UP: Duration = Duration::from_secs(60);
+/// From this length on a run may be held up by a receiver that does not read: no buffer between the two
+/// is smaller.
+const BULK: u64 = 64 * 1024;
 
-/// The client's last run of chunks.
+/// The last run of chunks of one side.
 #[derive(Debug)]
 pub struct Activity {
     last: Instant,
@@ -54,12 +53,16 @@ impl Activity {
         self.last = now;
     }
 
-    /// Whether more is likely to come, or on its way already.
-    pub fn goes_on(&self, now: Instant) -> bool {
+    /// Whether the next chunk is likely to come soon: the run has a rhythm, which goes on.
+    pub fn in_rhythm(&self, now: Instant) -> bool {
         let silence = now.since(self.last);
-        let in_rhythm = self.intervals >= RHYTHM && silence <= self.interval * INTERVALS + SLACK;
-        let held_up = self.bytes >= HELD_UP_LEN && silence <= HELD_UP;
-        in_rhythm || held_up
+        self.intervals >= RHYTHM && silence <= self.interval * INTERVALS + SLACK
+    }
+
+    /// Whether much has come, the last of it no longer ago than `within`: bytes of it, or behind it, may
+    /// be held up.
+    pub fn in_bulk(&self, now: Instant, within: Duration) -> bool {
+        self.bytes >= BULK && now.since(self.last) <= within
     }
 }
 
@@ -81,41 +84,45 @@ mod tests {
 
     #[test]
     fn a_client_that_has_sent_nothing() {
-        assert!(!Activity::default().goes_on(at(0)));
-        assert!(!Activity::default().goes_on(at(5000)));
+        for now in [at(0), at(5000)] {
+            assert!(!Activity::default().in_rhythm(now));
+            assert!(!Activity::default().in_bulk(now, Duration::from_secs(60)));
+        }
     }
 
     /// A request, or a login and a request, in front of a refusal.
     #[test]
     fn requests_have_no_rhythm() {
-        assert!(!after(&[(0, 50)]).goes_on(at(0)));
-        assert!(!after(&[(0, 50), (20, 50)]).goes_on(at(20)));
-        assert!(!after(&[(0, 50), (20, 50), (40, 50)]).goes_on(at(40)));
+        assert!(!after(&[(0, 50)]).in_rhythm(at(0)));
+        assert!(!after(&[(0, 50), (20, 50)]).in_rhythm(at(20)));
+        assert!(!after(&[(0, 50), (20, 50), (40, 50)]).in_rhythm(at(40)));
         // Far apart, each is a run of its own.
-        assert!(!after(&[(0, 50), (501, 50), (1002, 50), (1503, 50)]).goes_on(at(1503)));
+        assert!(!after(&[(0, 50), (501, 50), (1002, 50), (1503, 50)]).in_rhythm(at(1503)));
     }
 
     #[test]
-    fn a_rhythm_goes_on_for_four_intervals() {
+    fn a_rhythm_in_rhythm_for_four_intervals() {
         let activity = after(&[(0, 9), (120, 9), (240, 9), (360, 9)]);
-        assert!(activity.goes_on(at(360 + 4 * 120 + 5)));
-        assert!(!activity.goes_on(at(360 + 4 * 120 + 6)));
+        assert!(activity.in_rhythm(at(360 + 4 * 120 + 5)));
+        assert!(!activity.in_rhythm(at(360 + 4 * 120 + 6)));
         // Three at once, and a pause: the pause counts, not what came last.
         let bursts = after(&[(0, 9), (0, 9), (0, 9), (100, 9), (100, 9), (100, 9)]);
-        assert!(bursts.goes_on(at(200)));
-        assert!(!bursts.goes_on(at(206)));
+        assert!(bursts.in_rhythm(at(200)));
+        assert!(!bursts.in_rhythm(at(206)));
         // At the longest interval of a run, and at one that is too long.
-        assert!(after(&[(0, 9), (500, 9), (1000, 9), (1500, 9)]).goes_on(at(3505)));
+        assert!(after(&[(0, 9), (500, 9), (1000, 9), (1500, 9)]).in_rhythm(at(3505)));
     }
 
-    /// A server that does not read holds up all that is behind its buffers.
+    /// A receiver that does not read holds up all that is behind the buffers.
     #[test]
     fn much_at_once_may_be_held_up() {
-        let len = HELD_UP_LEN as usize;
-        assert!(!after(&[(0, len - 1)]).goes_on(at(0)));
-        assert!(after(&[(0, len)]).goes_on(at(60_000)));
-        assert!(!after(&[(0, len)]).goes_on(at(60_001)));
-        assert!(after(&[(0, len - 1), (400, 1)]).goes_on(at(50_000)));
-        assert!(!after(&[(0, len - 1), (501, 1)]).goes_on(at(501)));
+        let len = BULK as usize;
+        let in_bulk =
+            |chunks: &[(u64, usize)], ms| after(chunks).in_bulk(at(ms), Duration::from_secs(60));
+        assert!(!in_bulk(&[(0, len - 1)], 0));
+        assert!(in_bulk(&[(0, len)], 60_000));
+        assert!(!in_bulk(&[(0, len)], 60_001));
+        assert!(in_bulk(&[(0, len - 1), (400, 1)], 50_000));
+        assert!(!in_bulk(&[(0, len - 1), (501, 1)], 501));
     }
 }

@@ -19,6 +19,14 @@ use crate::scanner::{Chunk, Scanner};
 use crate::time::Instant;
 use crate::timer::{Timer, Timers};
 
+/// The server's chunks of this length on may be part of more than its client has read.
+const LARGE_CHUNK: usize = 4096;
+/// How long a server that does not read may hold up its client.
+const HELD_UP: Duration = Duration::from_secs(60);
+/// How long a client may take to read what it has been sent, at least that much of it that Envoy's own
+/// delay would let it.
+const UNREAD: Duration = Duration::from_secs(5);
+
 /// A Close frame that is to be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Injection {
@@ -55,7 +63,9 @@ pub struct Session {
     handshake: Handshake,
     /// Why the frames are not followed any more.
     fault: Option<Fault>,
-    activity: Activity,
+    client_activity: Activity,
+    /// Of the server's large chunks alone: small ones are soon read, and come too often to ask the time.
+    server_activity: Activity,
     timers: Timers,
     first_close: Option<Instant>,
     /// When the awaited side last sent anything, or began to be awaited.
@@ -85,7 +95,8 @@ impl Session {
             from_client: scanner,
             handshake: Handshake::new(),
             fault: None,
-            activity: Activity::default(),
+            client_activity: Activity::default(),
+            server_activity: Activity::default(),
             timers: Timers::default(),
             first_close: None,
             awaited_since: now,
@@ -182,8 +193,12 @@ impl Session {
     }
 
     fn note_activity(&mut self, side: Side, len: usize, now: &impl Fn() -> Instant) {
-        if side == Side::Client && !self.handshake.has_closed(side) {
-            self.activity.on_chunk(len, now());
+        match side {
+            Side::Client if !self.handshake.has_closed(side) => {
+                self.client_activity.on_chunk(len, now());
+            }
+            Side::Server if len >= LARGE_CHUNK => self.server_activity.on_chunk(len, now()),
+            Side::Client | Side::Server => {}
         }
         if self.handshake.awaited().is_some_and(|awaited| awaited.side() == side) {
             self.awaited_since = now();
@@ -412,18 +427,22 @@ impl Session {
             // would wait `delayed_close_timeout` for the client.
             close_connection: self.config.enforce
                 && self.link.owns_connection
-                && !self.client_goes_on(now),
+                && !self.is_in_flight(now),
             end_unseen: self.link.upstream == Upstream::Http1 && !self.upstream_ended,
         }
     }
 
-    /// Whether the client has not closed and goes on sending: see [`crate::activity`]. One for which a
-    /// limit has expired has been silent for long.
-    fn client_goes_on(&self, now: Instant) -> bool {
+    /// Whether bytes of either side may still be on their way: see [`crate::activity`]. A client that has
+    /// closed has nothing to send and has read everything; one for which a limit has expired has been
+    /// silent for long.
+    fn is_in_flight(&self, now: Instant) -> bool {
         let inside_message = self.fault.is_none() && !self.from_client.at_message_boundary();
         !self.handshake.has_closed(Side::Client)
             && !self.timed_out
-            && (inside_message || self.activity.goes_on(now))
+            && (inside_message
+                || self.client_activity.in_rhythm(now)
+                || self.client_activity.in_bulk(now, HELD_UP)
+                || self.server_activity.in_bulk(now, UNREAD))
     }
 
     /// How it ended, or would if it ended now; for the access log.
