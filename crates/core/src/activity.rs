@@ -12,21 +12,21 @@ use crate::time::Instant;
 
 /// Chunks further apart than this are not of one run.
 const RUN_GAP: Duration = Duration::from_millis(500);
-/// From this many intervals on a run has a rhythm. A request or two in front of a refusal have none.
+/// Chunks less than this apart make one step of a run: one message may come in several.
+const STEP: Duration = Duration::from_millis(5);
+/// From this many steps behind the first on a run has a rhythm. A request or two in front of a refusal
+/// have none.
 const RHYTHM: u8 = 3;
-/// How many of its longest recent intervals a client with a rhythm may be silent, and [`SLACK`].
+/// How many of its longest recent intervals a side with a rhythm may be silent, and one [`STEP`].
 const INTERVALS: u32 = 4;
-/// Delays on the way that have nothing to do with the rhythm.
-const SLACK: Duration = Duration::from_millis(5);
-/// From this length on a run may be held up by a receiver that does not read: no buffer between the two
-/// is smaller.
-const BULK: u64 = 64 * 1024;
 
 /// The last run of chunks of one side.
 #[derive(Debug)]
 pub struct Activity {
     last: Instant,
-    /// The longest interval of the run, halved with each that is shorter.
+    /// When the last step began.
+    step: Instant,
+    /// The longest interval between two steps, halved with each that is shorter.
     interval: Duration,
     /// How many intervals the run has; stops counting at [`RHYTHM`].
     intervals: u8,
@@ -35,34 +35,38 @@ pub struct Activity {
 
 impl Default for Activity {
     fn default() -> Self {
-        Self { last: Instant::ZERO, interval: Duration::ZERO, intervals: 0, bytes: 0 }
+        let (last, step) = (Instant::ZERO, Instant::ZERO);
+        Self { last, step, interval: Duration::ZERO, intervals: 0, bytes: 0 }
     }
 }
 
 impl Activity {
     /// A chunk of `len` bytes came at `now`.
     pub fn on_chunk(&mut self, len: usize, now: Instant) {
-        let interval = now.since(self.last);
-        if self.bytes > 0 && interval <= RUN_GAP {
-            self.interval = interval.max(self.interval / 2);
-            self.intervals = RHYTHM.min(self.intervals + 1);
-            self.bytes = self.bytes.saturating_add(len as u64);
-        } else {
-            *self = Self { bytes: len as u64, ..Self::default() };
+        let len = len as u64;
+        if self.bytes == 0 || now.since(self.last) > RUN_GAP {
+            *self = Self { last: now, step: now, bytes: len, ..Self::default() };
+            return;
         }
         self.last = now;
+        self.bytes = self.bytes.saturating_add(len);
+        let interval = now.since(self.step);
+        if interval >= STEP {
+            self.step = now;
+            self.interval = interval.max(self.interval / 2);
+            self.intervals = RHYTHM.min(self.intervals + 1);
+        }
     }
 
     /// Whether the next chunk is likely to come soon: the run has a rhythm, which goes on.
     pub fn in_rhythm(&self, now: Instant) -> bool {
         let silence = now.since(self.last);
-        self.intervals >= RHYTHM && silence <= self.interval * INTERVALS + SLACK
+        self.intervals >= RHYTHM && silence <= self.interval * INTERVALS + STEP
     }
 
-    /// Whether much has come, the last of it no longer ago than `within`: bytes of it, or behind it, may
-    /// be held up.
-    pub fn in_bulk(&self, now: Instant, within: Duration) -> bool {
-        self.bytes >= BULK && now.since(self.last) <= within
+    /// Whether its run has at least `len` bytes, and the last of them came no longer ago than `within`.
+    pub fn in_bulk(&self, now: Instant, len: u64, within: Duration) -> bool {
+        self.bytes >= len && now.since(self.last) <= within
     }
 }
 
@@ -74,55 +78,61 @@ mod tests {
         Instant::ZERO + Duration::from_millis(ms)
     }
 
-    fn after(chunks: &[(u64, usize)]) -> Activity {
+    fn after(times: &[u64]) -> Activity {
         let mut activity = Activity::default();
-        for &(ms, len) in chunks {
-            activity.on_chunk(len, at(ms));
+        for &ms in times {
+            activity.on_chunk(50, at(ms));
         }
         activity
-    }
-
-    #[test]
-    fn a_client_that_has_sent_nothing() {
-        for now in [at(0), at(5000)] {
-            assert!(!Activity::default().in_rhythm(now));
-            assert!(!Activity::default().in_bulk(now, Duration::from_secs(60)));
-        }
     }
 
     /// A request, or a login and a request, in front of a refusal.
     #[test]
     fn requests_have_no_rhythm() {
-        assert!(!after(&[(0, 50)]).in_rhythm(at(0)));
-        assert!(!after(&[(0, 50), (20, 50)]).in_rhythm(at(20)));
-        assert!(!after(&[(0, 50), (20, 50), (40, 50)]).in_rhythm(at(40)));
+        assert!(!after(&[]).in_rhythm(at(0)));
+        assert!(!after(&[0]).in_rhythm(at(0)));
+        assert!(!after(&[0, 20]).in_rhythm(at(20)));
+        assert!(!after(&[0, 20, 40]).in_rhythm(at(40)));
+        // However many chunks one comes in.
+        assert!(!after(&[0, 1, 2, 3, 4, 20, 21, 22, 23, 24]).in_rhythm(at(24)));
         // Far apart, each is a run of its own.
-        assert!(!after(&[(0, 50), (501, 50), (1002, 50), (1503, 50)]).in_rhythm(at(1503)));
+        assert!(!after(&[0, 501, 1002, 1503]).in_rhythm(at(1503)));
     }
 
     #[test]
-    fn a_rhythm_in_rhythm_for_four_intervals() {
-        let activity = after(&[(0, 9), (120, 9), (240, 9), (360, 9)]);
+    fn a_rhythm_goes_on_for_four_intervals() {
+        let activity = after(&[0, 120, 240, 360]);
         assert!(activity.in_rhythm(at(360 + 4 * 120 + 5)));
         assert!(!activity.in_rhythm(at(360 + 4 * 120 + 6)));
         // Three at once, and a pause: the pause counts, not what came last.
-        let bursts = after(&[(0, 9), (0, 9), (0, 9), (100, 9), (100, 9), (100, 9)]);
-        assert!(bursts.in_rhythm(at(200)));
-        assert!(!bursts.in_rhythm(at(206)));
-        // At the longest interval of a run, and at one that is too long.
-        assert!(after(&[(0, 9), (500, 9), (1000, 9), (1500, 9)]).in_rhythm(at(3505)));
+        let bursts = after(&[0, 0, 0, 100, 101, 102, 200, 201, 202, 300, 301, 302]);
+        assert!(bursts.in_rhythm(at(302 + 405)));
+        assert!(!bursts.in_rhythm(at(302 + 406)));
+        // A pause that was long fades.
+        assert!(after(&[0, 400, 420, 440]).in_rhythm(at(440 + 4 * 100 + 5)));
+        assert!(!after(&[0, 400, 420, 440]).in_rhythm(at(440 + 4 * 100 + 6)));
+        // The longest interval of a run.
+        assert!(after(&[0, 500, 1000, 1500]).in_rhythm(at(3505)));
     }
 
-    /// A receiver that does not read holds up all that is behind the buffers.
+    /// A message each millisecond.
     #[test]
-    fn much_at_once_may_be_held_up() {
-        let len = BULK as usize;
-        let in_bulk =
-            |chunks: &[(u64, usize)], ms| after(chunks).in_bulk(at(ms), Duration::from_secs(60));
-        assert!(!in_bulk(&[(0, len - 1)], 0));
-        assert!(in_bulk(&[(0, len)], 60_000));
-        assert!(!in_bulk(&[(0, len)], 60_001));
-        assert!(in_bulk(&[(0, len - 1), (400, 1)], 50_000));
-        assert!(!in_bulk(&[(0, len - 1), (501, 1)], 501));
+    fn a_stream_has_a_rhythm() {
+        let times: Vec<_> = (0..100).collect();
+        assert!(after(&times).in_rhythm(at(99 + 25)));
+        assert!(!after(&times).in_rhythm(at(99 + 26)));
+        assert!(!after(&times[..15]).in_rhythm(at(14)));
+        assert!(after(&times[..16]).in_rhythm(at(15)));
+    }
+
+    #[test]
+    fn bulk_is_counted_over_a_run() {
+        let minute = Duration::from_secs(60);
+        assert!(!after(&[]).in_bulk(at(0), 1, minute));
+        assert!(!after(&[0, 400]).in_bulk(at(400), 101, minute));
+        assert!(after(&[0, 400]).in_bulk(at(60_400), 100, minute));
+        assert!(!after(&[0, 400]).in_bulk(at(60_401), 100, minute));
+        assert!(!after(&[0, 501]).in_bulk(at(501), 51, minute));
+        assert!(after(&[0, 500]).in_bulk(at(500), 100, minute));
     }
 }

@@ -19,13 +19,14 @@ use crate::scanner::{Chunk, Scanner};
 use crate::time::Instant;
 use crate::timer::{Timer, Timers};
 
-/// The server's chunks of this length on may be part of more than its client has read.
-const LARGE_CHUNK: usize = 4096;
-/// How long a server that does not read may hold up its client.
-const HELD_UP: Duration = Duration::from_secs(60);
-/// How long a client may take to read what it has been sent, at least that much of it that Envoy's own
-/// delay would let it.
-const UNREAD: Duration = Duration::from_secs(5);
+/// The server's chunks from this length on may be part of more than its client has read. Smaller ones
+/// are soon read, and come too often to ask the time for each.
+const LARGE_CHUNK: usize = 1024;
+/// From this many bytes on a server may not have read what the client has sent, and so hold up what is
+/// behind it, for at most so long. The buffers in between are not smaller.
+const HELD_UP: (u64, Duration) = (64 * 1024, Duration::from_secs(60));
+/// From this many bytes on a client may not have read what the server has sent, for at most so long.
+const UNREAD: (u64, Duration) = (16 * 1024, Duration::from_secs(5));
 
 /// A Close frame that is to be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,7 @@ pub struct Session {
     /// Why the frames are not followed any more.
     fault: Option<Fault>,
     client_activity: Activity,
-    /// Of the server's large chunks alone: small ones are soon read, and come too often to ask the time.
+    /// Of its large chunks alone.
     server_activity: Activity,
     timers: Timers,
     first_close: Option<Instant>,
@@ -441,8 +442,8 @@ impl Session {
             && !self.timed_out
             && (inside_message
                 || self.client_activity.in_rhythm(now)
-                || self.client_activity.in_bulk(now, HELD_UP)
-                || self.server_activity.in_bulk(now, UNREAD))
+                || self.client_activity.in_bulk(now, HELD_UP.0, HELD_UP.1)
+                || self.server_activity.in_bulk(now, UNREAD.0, UNREAD.1))
     }
 
     /// How it ended, or would if it ended now; for the access log.

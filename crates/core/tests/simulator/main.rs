@@ -67,7 +67,7 @@ impl Plan {
             server: Script::draw(&mut rng, Peer::Server, by != 1),
             http2_upstream: rng.u8(..5) == 0,
             limit: [32 * 1024, 1 << 20][rng.usize(..2)],
-            buffer: [10_000, 200_000][rng.usize(..2)],
+            buffer: [20_000, 200_000][rng.usize(..2)],
             refuses: rng.u8(..20) == 0,
             config: parse(CONFIGS[rng.usize(..CONFIGS.len())]),
         }
@@ -178,7 +178,8 @@ fn judge(plan: &Plan, modes: &[Life; 5]) -> Result<(), String> {
     // 0. Never worse: the server's code, and every byte, that arrives by default arrives.
     // But for a client that does not look for input all the time, and has sent too little for a rhythm.
     let looks_away = plan.client.looks_after > 1 || plan.client.pause.is_some();
-    let unforeseen = looks_away && filter.client.said() < 6;
+    let for_long = plan.client.pause.is_some_and(|(_, time)| time > 900_000);
+    let unforeseen = for_long || looks_away && filter.client.said() < 6;
     if !acted && !unforeseen {
         let code = |life: &Life| life.client.close.and_then(|(code, _)| code);
         if code(default).is_some() && !timed_out {
