@@ -178,8 +178,10 @@ fn judge(plan: &Plan, modes: &[Life; 5]) -> Result<(), String> {
     // 0. Never worse: the server's code, and every byte, that arrives by default arrives.
     // But for a client that does not look for input all the time, and has sent too little for a rhythm.
     let looks_away = plan.client.looks_after > 1 || plan.client.pause.is_some();
+    let ended = filter.proxies.iter().filter_map(|proxy| proxy.ended_at).min();
+    let fourth = 3 * plan.client.every + plan.delays.iter().sum::<Time>();
     let for_long = plan.client.pause.is_some_and(|(_, time)| time > 900_000);
-    let unforeseen = for_long || looks_away && filter.client.said() < 6;
+    let unforeseen = for_long || looks_away && ended.is_some_and(|at| at < fourth);
     if !acted && !unforeseen {
         let code = |life: &Life| life.client.close.and_then(|(code, _)| code);
         if code(default).is_some() && !timed_out {

@@ -176,11 +176,6 @@ impl Endpoint {
         frame
     }
 
-    /// How many messages it has written.
-    pub fn said(&self) -> usize {
-        self.said
-    }
-
     fn say(&mut self, bytes: &[u8]) {
         self.sent.extend(bytes);
         self.pending.extend(bytes);

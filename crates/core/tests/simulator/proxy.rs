@@ -47,6 +47,8 @@ pub struct Proxy {
     state: State,
     upstream_open: bool,
     pub counted: Vec<Counter>,
+    /// When the stream was over.
+    pub ended_at: Option<Time>,
     /// The upstream was blamed.
     pub failed: bool,
     /// Own frames that were injected.
@@ -76,6 +78,7 @@ impl Proxy {
             state: State::Open,
             upstream_open: true,
             counted: Vec::new(),
+            ended_at: None,
             failed: false,
             injected: Vec::new(),
             timed_out: false,
@@ -216,6 +219,7 @@ impl Proxy {
         let Some(session) = self.session.take() else {
             return false;
         };
+        self.ended_at = Some(now);
         let end = session.end(instant(now));
         self.counted.extend(end.counters.into_iter().flatten());
         let enforced = matches!(&self.mode, Mode::Filter(config) if config.enforce);
