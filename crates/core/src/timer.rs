@@ -160,6 +160,12 @@ mod tests {
         assert_eq!(timers.pop_expired(at(35)), Some(Timer::Age));
         assert_eq!(timers.pop_expired(at(35)), None);
         timers.set(Timer::Silent, at(50));
+        timers.postpone(Timer::Silent, at(45));
         assert_eq!(timers.next(), Some(at(50)));
+        timers.postpone(Timer::Silent, at(55));
+        assert_eq!(timers.next(), Some(at(55)));
+        timers.postpone(Timer::Age, at(60));
+        timers.stop(Timer::Silent);
+        assert_eq!(timers.next(), None, "one that is not set is not postponed");
     }
 }

@@ -429,3 +429,19 @@ fn an_unreadable_chunk_is_a_fault() {
     assert_eq!(scanner.scan(&mut Nothing, |_| {}), Err(Fault::Unreadable));
     assert!(!scanner.is_scanning());
 }
+
+/// What the log says, and what tests compare.
+#[test]
+fn closes_and_faults_in_words() {
+    let close = |reason| Close::new(CloseCode::new(4000).unwrap(), reason).unwrap();
+    assert_eq!(close("a"), close("a"));
+    assert_ne!(close("a"), close("b"));
+    assert_ne!(close(""), Close::empty());
+    assert_eq!(format!("{:?}", close("a")), "Close([15, 160, 97])");
+    assert_eq!(Fault::ReservedOpcode(3).to_string(), "reserved opcode 0x3");
+    assert_eq!(Fault::Unreadable.to_string(), "the host did not hand out the bytes of a frame");
+    assert!(Chunk::is_empty(&&b""[..]) && !Chunk::is_empty(&&b"x"[..]));
+    // FIN and the opcode, the length.
+    assert_eq!(close("a").to_server_frame(), b"\x88\x03\x0f\xa0a");
+    assert_eq!(close("a").to_client_frame([0; 4]), b"\x88\x83\0\0\0\0\x0f\xa0a");
+}

@@ -222,3 +222,25 @@ fn null_is_refused() {
         assert!(error.contains(key), "{error}");
     }
 }
+
+/// The bounds themselves are allowed, and what is next to them is not.
+#[test]
+fn bounds() {
+    let takes =
+        |keys: &str| Config::parse(format!(r#"{{"attach": "http", {keys}}}"#).as_bytes()).is_ok();
+    for (good, bad) in [
+        (r#""tcpCloseTimeout": "24h""#, r#""tcpCloseTimeout": "86400.001s""#),
+        (r#""tcpCloseTimeout": "0.001s""#, r#""tcpCloseTimeout": "0.000999999s""#),
+        (r#""maxAge": {"after": "8784h"}"#, r#""maxAge": {"after": "8784.001h"}"#),
+        (r#""maxAge": {"after": "0.001s"}"#, r#""maxAge": {"after": "0s"}"#),
+        (r#""drain": {"within": "24h"}"#, r#""drain": {"within": "24.001h"}"#),
+        (r#""drain": {"within": "0s"}"#, r#""drain": {"within": "0.0005s"}"#),
+        (
+            r#""maxAge": {"after": "1h", "jitter": 1}"#,
+            r#""maxAge": {"after": "1h", "jitter": 1.01}"#,
+        ),
+    ] {
+        assert!(takes(good), "{good}");
+        assert!(!takes(bad), "{bad}");
+    }
+}

@@ -652,3 +652,55 @@ fn a_silent_websocket_is_ended() {
     let keys = r#", "maxAge": {"after": "1s", "jitter": 0, "endSilentAfter": "0s"}"#;
     assert!(Life::open(keys, HTTP1).until(1_000).reset);
 }
+
+// What the caller is told.
+
+/// The deadline and the access log's fields are set anew if `changed` says so, and only then.
+#[test]
+fn what_has_changed() {
+    let opening = Opening { link: HTTP1, fraction: 0.0, token_valid_for: None, early: None };
+    let config =
+        Rc::new(HttpConfig { abnormal_close: Some(close(1012, "")), ..Default::default() });
+    let (mut session, actions) = Session::open(config, opening, at(0));
+    assert!(actions.changed);
+    for (side, bytes, changed) in [
+        (Server, b"".to_vec(), false),
+        (Server, FROM_SERVER.to_vec(), false),
+        (Client, FROM_CLIENT.to_vec(), false),
+        (Client, client_close(1000), true),
+        (Client, FROM_CLIENT.to_vec(), false),
+        (Server, b"\xff".to_vec(), true),
+    ] {
+        let actions = session.on_data(side, &mut &bytes[..], false, || at(0));
+        assert_eq!(actions.changed, changed, "{side:?} {bytes:?}");
+    }
+    let mut life = Life::open(r#", "abnormalClose": {"code": 1012}"#, HTTP1);
+    let _ = life.session.on_data(Server, &mut &b""[..], false, || at(0));
+    assert!(life.session.on_injected(at(0)).changed);
+}
+
+/// A client that has closed sends nothing that counts.
+#[test]
+fn what_comes_behind_a_close_frame_is_no_activity() {
+    let mut life = Life::open("", HTTP1);
+    life.client(&client_close(1000));
+    for i in 1..10 {
+        life.until(i * 10).client(FROM_CLIENT);
+    }
+    assert!(!life.session.client_activity.in_rhythm(at(90)));
+}
+
+/// Large chunks of the server may be unread; however many small ones are not looked at.
+#[test]
+fn what_a_client_may_not_have_read() {
+    let large = [&b"\x82\x7e\x40\x00"[..], &[0; 0x4000]].concat();
+    let mut life = Life::open("", HTTP1);
+    life.server(&large);
+    assert!(!life.until(5000).closes_connection());
+    assert!(life.until(5001).closes_connection());
+    let mut life = Life::open("", HTTP1);
+    for _ in 0..100 {
+        life.server(&b"\x82\x7e\x03\xf8".iter().copied().chain([0; 1016]).collect::<Vec<_>>());
+    }
+    assert!(life.closes_connection(), "1,020 bytes a chunk");
+}

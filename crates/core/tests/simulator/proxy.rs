@@ -47,6 +47,9 @@ pub struct Proxy {
     state: State,
     upstream_open: bool,
     pub counted: Vec<Counter>,
+    /// When the server, and the client, last sent anything.
+    last: [Time; 2],
+    waited_at: Time,
     /// When the stream was over.
     pub ended_at: Option<Time>,
     /// The upstream was blamed.
@@ -78,6 +81,8 @@ impl Proxy {
             state: State::Open,
             upstream_open: true,
             counted: Vec::new(),
+            last: [0; 2],
+            waited_at: Time::MAX,
             ended_at: None,
             failed: false,
             injected: Vec::new(),
@@ -105,6 +110,9 @@ impl Proxy {
         let Some(session) = &mut self.session else {
             return (bytes, Actions::default());
         };
+        if !bytes.is_empty() {
+            self.last[usize::from(side == Peer::Client)] = now;
+        }
         let now = instant(now);
         let mut bytes = bytes;
         let actions = session.on_data(side, &mut &bytes[..], end, || now);
@@ -166,6 +174,13 @@ impl Proxy {
     /// Reads what the server sent, and its end. Whether there was anything.
     fn read_upstream(&mut self, world: &mut World) -> bool {
         let (now, up) = (world.now, self.node);
+        // HTTP/2 has the last bytes and the end in one frame, if they come together.
+        let waiting = world.socket(up, Side::Near).unread.len();
+        if self.http2_upstream && waiting % 3 == 1 && now != self.waited_at {
+            self.waited_at = now + 1;
+            world.wake(self.node, now + 1);
+            return false;
+        }
         let bytes = world.read(up, Side::Near, CHUNK);
         let socket = world.socket(up, Side::Near);
         let ends = socket.ended.is_some() && socket.unread.is_empty();
@@ -290,17 +305,37 @@ impl Proxy {
 
     fn timers(&mut self, world: &mut World) {
         let now = instant(world.now);
-        let mut reset = false;
+        let (mut reset, mut limits) = (false, Vec::new());
         while let Some(actions) = self.session.as_mut().and_then(|session| session.on_timeout(now))
         {
             self.counted.extend(actions.count);
             assert_eq!(actions.chunk, ChunkAction::Pass);
             reset |= actions.reset;
+            limits.extend(actions.count);
         }
+        self.assert_silence(&limits, world.now);
         if reset {
             world.note(|| format!("proxy {}: a limit ends it", self.node));
             self.timed_out = true;
             self.upstream_ended(world, true);
+        }
+    }
+
+    /// Live traffic is not cut: whoever a limit has expired for has been silent for as long.
+    fn assert_silence(&self, limits: &[Counter], now: Time) {
+        let (Mode::Filter(config), Some(session)) = (&self.mode, &self.session) else { return };
+        let server = usize::from(session.outcome() == "server_only");
+        for limit in limits {
+            let time = match limit {
+                // A drain with an end has one for those it has told, too.
+                Counter::TimeoutHandshake if self.injected.is_empty() => {
+                    config.close_handshake_timeout
+                }
+                Counter::TimeoutTcp => config.tcp_close_timeout,
+                _ => continue,
+            };
+            let silent = u128::from(now - self.last[server]);
+            assert!(time.is_some_and(|time| silent >= time.as_micros()), "{limit:?}, {silent}");
         }
     }
 
