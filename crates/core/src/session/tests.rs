@@ -669,7 +669,7 @@ fn what_has_changed() {
         (Client, FROM_CLIENT.to_vec(), false),
         (Client, client_close(1000), true),
         (Client, FROM_CLIENT.to_vec(), false),
-        (Server, b"\xff".to_vec(), true),
+        (Server, b"\xff\xff".to_vec(), true),
     ] {
         let actions = session.on_data(side, &mut &bytes[..], false, || at(0));
         assert_eq!(actions.changed, changed, "{side:?} {bytes:?}");
