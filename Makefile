@@ -4,43 +4,49 @@
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
 .PHONY: help demo demo-page test test-istio test-matrix lint wasm image release table picture page-picture
-.PHONY: interop soak fuzz audit advisories clean
+.PHONY: interop soak fuzz audit advisories clean simulate mutants
 .PHONY: bench bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    default, baseline and filter side by side on real Envoys (a minute, once built)"
-	@echo "make demo-page   the same in your own browser: a page on localhost, until Ctrl-C"
-	@echo "make test    format, lint and all tests on real Envoys, servers and browsers"
-	@echo "make test-istio   the manifests through Istio's own control plane and tools (needs Go)"
-	@echo "make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
-	@echo "make wasm    only the module: $(MODULE)"
-	@echo "make image   the module as OCI image, layout and archive, in target/image"
-	@echo "make bench   what the filter costs: time, memory, size; ten minutes"
-	@echo "make bench-report   write what it found into docs/performance.md and docs/plots"
-	@echo "make bench-scanner  the frame scanner alone, compared with 'make bench-scanner-baseline'"
-	@echo "make picture draw docs/dashboard.svg from a minute of real numbers"
-	@echo "make page-picture   take the demo page's pictures, docs/demo-page.png and docs/close.svg"
-	@echo "make release the module, its image, the manifests and their checksums, in target/dist"
-	@echo "make table   measure the tables of the README and docs/http2.md and write them there"
-	@echo "make interop every library against every other, and the table in docs/interop.md (5 minutes)"
-	@echo "make soak    2,000 WebSockets coming and going for half an hour"
-	@echo "make fuzz    each fuzz target for ten minutes"
-	@echo "make audit   licences and sources of all dependencies, by cargo-deny (builds it first)"
-	@echo "make advisories  their known vulnerabilities; fetches the RustSec database"
-	@echo "make clean   everything that was built or fetched"
+	@echo "Use"
+	@echo "  make demo         default, baseline and filter side by side on real Envoys"
+	@echo "  make demo-page    the same in your own browser: a page on localhost, until Ctrl-C"
+	@echo "  make wasm         the module: $(MODULE)"
+	@echo "  make image        the module as an OCI image, layout and archive, in target/image"
+	@echo "Test"
+	@echo "  make test         format, lint and all tests on real Envoys, servers and browsers"
+	@echo "  make simulate     LIVES=1000000 simulated WebSockets in virtual time"
+	@echo "  make mutants      changes each rule and expects a test to fail (20 minutes)"
+	@echo "  make fuzz         each fuzz target for ten minutes"
+	@echo "  make soak         2,000 WebSockets coming and going for half an hour"
+	@echo "  make interop      every library against every other, into docs/interop.md (5 minutes)"
+	@echo "  make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
+	@echo "  make test-istio   the manifests through Istio's own control plane and tools (needs Go)"
+	@echo "Measure"
+	@echo "  make bench        what the filter costs: time, memory, size (ten minutes)"
+	@echo "  make bench-report write what it found into docs/performance.md and docs/plots"
+	@echo "  make bench-scanner the frame scanner alone, compared with 'make bench-scanner-baseline'"
+	@echo "  make table        measure the tables of the README and docs/http2.md and write them there"
+	@echo "  make picture      draw docs/dashboard.svg from a minute of real numbers"
+	@echo "  make page-picture take the demo page's pictures, docs/demo-page.png and docs/close.svg"
+	@echo "Release"
+	@echo "  make release      the module, its image, the manifests and their checksums, in target/dist"
+	@echo "  make audit        licences and sources of all dependencies, by cargo-deny"
+	@echo "  make advisories   their known vulnerabilities; fetches the RustSec database"
+	@echo "  make clean        removes everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
 
 .PHONY: tools
 tools:
-	$(call need,cargo,install Rust 1.89 or later from https://rustup.rs)
+	$(call need,cargo,install rustup from https://rustup.rs)
 	$(call need,cc,install a C compiler (Debian: apt-get install build-essential))
 	$(call need,node,install Node.js 20 or later from https://nodejs.org)
 	$(call need,npm,install npm (it comes with Node.js))
 
 wasm:
-	$(call need,cargo,install Rust 1.89 or later from https://rustup.rs)
+	$(call need,cargo,install rustup from https://rustup.rs)
 	@scripts/build-module
 	@echo "$(MODULE): $$(wc -c < $(MODULE)) bytes"
 
@@ -55,8 +61,16 @@ demo: tools
 demo-page: tools
 	@cargo run --quiet --package demo-page -- $(if $(PORT),--port $(PORT))
 
+# LIVES: how many the simulator lives.
 test: tools lint
-	cargo test --workspace
+	LIVES=200000 cargo test --workspace
+
+simulate:
+	LIVES=$(or $(LIVES),1000000) cargo test --quiet --package ws-clean-close-core --test simulator -- --nocapture
+
+# .cargo/mutants.toml has what is left out, and why.
+mutants:
+	@scripts/mutants
 
 # What is shipped for Istio, through Istio itself.
 test-istio: tools lint
@@ -88,7 +102,7 @@ bench-report: tools
 bench-scanner-baseline: tools
 	cargo bench --package benches --bench scanner -- --save-baseline kept
 
-# Says of each figure whether it has become better or worse than what was kept.
+# Reports of each figure whether it is better or worse than what was kept.
 bench-scanner: tools
 	@test -n "$$(find target/criterion -type d -name kept 2>/dev/null | head -1)" || \
 		{ echo "make: nothing to compare with: run 'make bench-scanner-baseline' first"; exit 1; }
@@ -113,7 +127,7 @@ interop: tools
 soak: tools
 	cargo test --test soak -- --ignored --nocapture
 
-# The parts that know no proxy; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
+# Core; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
 fuzz: tools
 	@scripts/fuzz
 

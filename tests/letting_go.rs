@@ -494,3 +494,132 @@ async fn over_http2() {
     assert_eq!(connection.get("/plain").await.expect("a response"), 200);
     assert!(connection.is_open());
 }
+
+/// Drains to the last: whoever speaks is told, whoever does not is ended, and a second behind the time
+/// that was given nobody is left. New ones are opened meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_leaves_nobody() {
+    const EACH: usize = 250;
+    let server = Server::start().await;
+    let setup = Setup { dynamic: true, ..Setup::new(Mode::Filter) };
+    let mut envoy = setup.start(server.address).await;
+    let mut clients = Vec::new();
+    for _ in 0..EACH {
+        // Nobody speaks, the server does, the client does, both do; the server is inside a message that
+        // it does not finish, or inside a closing handshake.
+        for (path, every) in [
+            ("/echo?by=client", None),
+            ("/talks?by=server&every=300", None),
+            ("/talks?by=server", Some(Duration::from_millis(300))),
+            ("/talks?by=server&every=300", Some(Duration::from_millis(300))),
+            ("/talks?by=server&every=300&fragments=1000", None),
+        ] {
+            let socket = open(envoy.address(), path).await;
+            clients.push((path, every, tokio::spawn(follow(socket, every))));
+        }
+    }
+    let before = Instant::now();
+    envoy.update("http", |setup| {
+        let drain = json!({ "within": "2s", "reason": "to the last", "endSilentAfter": "3s" });
+        setup.http_half.as_mut().expect("a configuration")["drain"] = drain;
+    });
+    let start = Instant::now();
+    let mut new = Vec::new();
+    for _ in 0..20 {
+        new.push(open(envoy.address(), "/echo?by=client").await);
+    }
+    let (mut told, mut ended, mut last) = (0, 0, Duration::ZERO);
+    for (path, every, client) in clients {
+        let seen = client.await.expect("no panic");
+        let speaks = every.is_some() || path.contains("every");
+        match &seen.close {
+            Some((1001, _)) => told += 1,
+            None => ended += 1,
+            other => panic!("{path}: {other:?}"),
+        }
+        assert_eq!(seen.close.is_some(), speaks, "{path}: {seen:?}");
+        last = last.max(start.elapsed());
+    }
+    println!("{told} told, {ended} ended, the last after {last:?}");
+    assert_eq!((told, ended), (4 * EACH, EACH));
+    // Since the configuration arrived, which was between these two.
+    assert!(before.elapsed() > Duration::from_secs(3));
+    assert!(last < Duration::from_secs(6), "{last:?}");
+    assert_eq!(envoy.metric("websocket.ended.silent"), EACH as u64);
+    assert_eq!(envoy.metric("websocket.sent.drain"), 4 * EACH as u64);
+    // What was opened meanwhile is due later, and ends in the same way.
+    until("nobody is left", || envoy.metric("websocket.active") == 0).await;
+    assert!(start.elapsed() < Duration::from_secs(7));
+    drop(new);
+    let log = envoy.access_log(1);
+    let silent = log.iter().filter(|line| line["close_outcome"] == "ended_silent");
+    assert!(silent.clone().count() >= EACH);
+    assert!(silent
+        .clone()
+        .all(|line| line["close_initiator"] == "filter" && line["flags"] != "UC"));
+    assert_eq!(envoy.over_hops("outlier_detection.ejections_enforced_total"), 0);
+}
+
+/// A token that Envoy's `jwt_authn` takes, which expires at `exp`, in seconds after 1970.
+fn token(exp: u64) -> String {
+    let key = jsonwebtoken::EncodingKey::from_secret(b"a secret of thirty-two bytes, no?");
+    let claims = json!({ "iss": "testbed", "exp": exp });
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token")
+}
+
+/// Envoy's filter, which takes requests without a token too.
+fn jwt_authn() -> Value {
+    // The same secret, as RFC 7518 §6.4 has it.
+    let keys = json!({ "keys": [{
+        "kty": "oct", "alg": "HS256", "k": "YSBzZWNyZXQgb2YgdGhpcnR5LXR3byBieXRlcywgbm8_",
+    }]});
+    json!({
+        "name": "envoy.filters.http.jwt_authn",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+            "providers": { "testbed": {
+                "issuer": "testbed",
+                "local_jwks": { "inline_string": keys.to_string() },
+                "from_params": ["token"],
+                "payload_in_metadata": "payload",
+            }},
+            "rules": [{ "match": { "prefix": "/" }, "requires": { "requires_any": { "requirements": [
+                { "provider_name": "testbed" }, { "allow_missing": {} },
+            ]}}}],
+        },
+    })
+}
+
+/// A WebSocket does not outlive the token that it was opened with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires() {
+    let server = Server::start().await;
+    let age = json!({ "claim": "exp", "code": 1008, "reason": "token", "endSilentAfter": "1s" });
+    let setup = Setup { filters_in_front: vec![jwt_authn()], ..Setup::new(Mode::Filter) };
+    let envoy = setup.with("maxAge", age).start(server.address).await;
+    let seconds = || {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.expect("after 1970").as_secs()
+    };
+    // Expired 20 s ago is still taken by jwt_authn, whose clock may be a minute fast.
+    for (left, talks) in [(3, true), (-20_i64, true), (2, false)] {
+        let exp = seconds().saturating_add_signed(left);
+        let every = if talks { 50 } else { 0 };
+        let path = format!("/talks?by=server&every={every}&token={}", token(exp));
+        let seen = follow(open(envoy.address(), &path).await, None).await;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let late = now.expect("after 1970").as_secs_f64() - exp as f64;
+        if talks {
+            assert!(seen.is(1008, "token"), "{seen:?}");
+            assert!(left < 0 || (0.0..0.5).contains(&late), "{late}");
+        } else {
+            assert!(seen.close.is_none() && (1.0..1.5).contains(&late), "{late}: {seen:?}");
+        }
+    }
+    // No token, and no `after`: it stays.
+    let mut spared = open(envoy.address(), "/echo?by=client").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    say(&mut spared, "0").await;
+    let answer = spared.socket.next().await.expect("open").expect("open");
+    assert_eq!(answer, Message::text("0"));
+}

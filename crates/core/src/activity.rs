@@ -104,6 +104,9 @@ mod tests {
         let activity = after(&[0, 120, 240, 360]);
         assert!(activity.in_rhythm(at(360 + 4 * 120 + 5)));
         assert!(!activity.in_rhythm(at(360 + 4 * 120 + 6)));
+        // At any time.
+        let late = after(&[10_000, 10_120, 10_240, 10_360]);
+        assert!(late.in_rhythm(at(10_360 + 485)) && !late.in_rhythm(at(10_360 + 486)));
         // Three at once, and a pause: the pause counts, not what came last.
         let bursts = after(&[0, 0, 0, 100, 101, 102, 200, 201, 202, 300, 301, 302]);
         assert!(bursts.in_rhythm(at(302 + 405)));

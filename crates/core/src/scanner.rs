@@ -221,8 +221,11 @@ impl Scanner {
     }
 }
 
+/// At least `len` bytes; never more than there are, whatever the chunk hands out.
 fn read(chunk: &mut impl Chunk, offset: usize, len: usize) -> Result<&[u8], Fault> {
-    chunk.read(offset, len).ok_or(Fault::Unreadable)
+    let available = chunk.len().saturating_sub(offset);
+    let bytes = chunk.read(offset, len).ok_or(Fault::Unreadable)?;
+    Ok(bytes.get(..available).unwrap_or(bytes))
 }
 
 /// What [`pass_frames`] has passed.

@@ -445,3 +445,23 @@ fn closes_and_faults_in_words() {
     assert_eq!(close("a").to_server_frame(), b"\x88\x03\x0f\xa0a");
     assert_eq!(close("a").to_client_frame([0; 4]), b"\x88\x83\0\0\0\0\x0f\xa0a");
 }
+
+/// A host that hands out more than there is: nothing behind the chunk is looked at.
+#[test]
+fn a_chunk_that_is_longer_than_it_says() {
+    struct Long<'a>(&'a [u8]);
+    impl Chunk for Long<'_> {
+        fn len(&self) -> usize {
+            2
+        }
+        fn read(&mut self, _: usize, _: usize) -> Option<&[u8]> {
+            Some(self.0)
+        }
+    }
+    for frames in [&b"\x81\x00\x81\x00\x88\x00"[..], b"\x81\x05", b"\x88\x05abcdefgh", b"\x81"] {
+        let mut scanner = Scanner::new(Side::Server);
+        let mut events = 0;
+        let _ = scanner.scan(&mut Long(frames), |_| events += 1);
+        assert!(events <= 2, "{frames:?}: {events}");
+    }
+}

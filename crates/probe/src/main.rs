@@ -61,7 +61,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let target = match Target::new(&arguments.url, arguments.insecure) {

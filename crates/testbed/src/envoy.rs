@@ -81,6 +81,8 @@ pub struct Setup {
     pub http2_between: bool,
     /// HTTP/2 to the server.
     pub http2_upstream: bool,
+    /// HTTP filters in front of the module's.
+    pub filters_in_front: Vec<Value>,
     /// HTTP filters between the module's and the router.
     pub filters_behind: Vec<Value>,
     /// Runtime keys, such as Envoy's feature flags.
@@ -132,6 +134,7 @@ impl Setup {
             network_vm: "ws",
             http2_between: false,
             http2_upstream: false,
+            filters_in_front: Vec::new(),
             filters_behind: Vec::new(),
             runtime: json!({}),
             quic: false,
@@ -300,8 +303,14 @@ impl Setup {
             Streams::All | Streams::UpgradeChain => half,
         };
         let halves = half.into_iter().flat_map(|half| std::iter::repeat_n(half, self.copies));
-        let with_halves: Vec<Value> =
-            halves.chain(self.filters_behind.clone()).chain([router.clone()]).collect();
+        let with_halves: Vec<Value> = self
+            .filters_in_front
+            .iter()
+            .cloned()
+            .chain(halves)
+            .chain(self.filters_behind.clone())
+            .chain([router.clone()])
+            .collect();
         let key = json!({
             "header": { "key": "sec-websocket-key", "value": "dGhlIHNhbXBsZSBub25jZQ==" },
             "append_action": "ADD_IF_ABSENT",
@@ -517,6 +526,7 @@ fn wasm_type(layer: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.filters.{layer}.wasm.v3.Wasm")
 }
 
+#[cfg(feature = "peers")]
 pub(crate) fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
