@@ -55,7 +55,7 @@ fn cell(ending: &Ending) -> String {
     let code = ending.code();
     let clean = if ending.close.is_some() && !ending.is_clean() { ", not clean" } else { "" };
     match (ending.end, (ending.ms() / 1000.0).round() as u64) {
-        (End::Never, _) if ending.close.is_none() => "nothing, for ever".to_owned(),
+        (End::Never, _) if ending.close.is_none() => "hangs".to_owned(),
         (End::Never, _) => format!("{code}, never ends"),
         (_, 0) => format!("{code}{clean}"),
         (_, seconds) => format!("{code}{clean}, {seconds} s late"),

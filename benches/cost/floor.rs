@@ -20,7 +20,7 @@ impl Questions {
         }
     }
 
-    /// The HTTP half alone, with the floor in its place.
+    /// The HTTP filter alone, with the floor in its place.
     pub fn setup(self) -> Setup {
         let Self { step, len } = self;
         let file = fetch::folder("floor").join(format!("{step}-{len}.wasm"));

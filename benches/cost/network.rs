@@ -1,4 +1,4 @@
-//! The network half alone: bytes through it, and connections.
+//! The network filter alone: bytes through it, and connections.
 
 use std::net::SocketAddr;
 

@@ -193,7 +193,7 @@ pub fn floods(rows: &[Row], limit: impl Fn(&Row) -> Option<f64>) {
 pub fn requests(rows: &[Row]) {
     let name = |row: &Row| match &row.setup[..] {
         "none" => "no filter".to_owned(),
-        "network" => format!("network half: × {:.2}", row.ratio.median),
+        "network" => format!("network filter: × {:.2}", row.ratio.median),
         setup => format!("{setup}: × {:.2}", row.ratio.median),
     };
     let bars = Bars {

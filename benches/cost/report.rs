@@ -14,7 +14,7 @@ use crate::size::Size;
 /// What a row may cost at most.
 fn limit(row: &Row) -> Option<f64> {
     match (&row.what[..], &row.setup[..]) {
-        ("plain requests", "both halves") => Some(1.20),
+        ("plain requests", "both filters") => Some(1.20),
         ("plain requests", "composite") => Some(1.05),
         (what, "network") if what.ends_with("a connection for each request") => None,
         (_, "network") => Some(1.00),

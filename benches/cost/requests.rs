@@ -45,7 +45,7 @@ pub async fn run() -> Vec<Row> {
     let floor = Questions::for_frames_of(0).setup();
     let lanes = [
         ("none", Setup::new(Mode::Default)),
-        ("both halves", filter.clone()),
+        ("both filters", filter.clone()),
         ("floor", floor.clone()),
         ("composite", only(Streams::CompositeUpgrades, &filter)),
         ("composite, floor", only(Streams::CompositeUpgrades, &floor)),
@@ -53,7 +53,7 @@ pub async fn run() -> Vec<Row> {
         ("network", Setup { http_half: None, ..filter }),
     ];
     let lanes = Lanes::start(server.address, lanes).await;
-    // A half that is not there costs nothing.
+    // A filter that is not there costs nothing.
     for (closed, lane) in (1..).zip([1, 3, 5]) {
         let path = path(Behaviour::Waits, true, 4321);
         let client = Client::open(lanes.address(lane), false, &path).await.expect("a WebSocket");

@@ -1,4 +1,4 @@
-//! `maxAge` and `drain`: WebSockets that the filter lets go with a Close frame of its own.
+//! `maxAge` and `drain`: WebSockets that the filter closes with a Close frame of its own, or ends.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
