@@ -205,7 +205,7 @@ fn judge(plan: &Plan, modes: &[Life; 5]) -> Result<(), String> {
             .counted
             .iter()
             .any(|counter| matches!(counter, Counter::ClosedClean | Counter::ClosedServerOnly));
-        let own = proxy.injected.iter().any(|&side| side == Peer::Client);
+        let own = proxy.injected.contains(&Peer::Client);
         check(!(server_closed && proxy.failed) || own, "a clean close is a failure")?;
     }
 

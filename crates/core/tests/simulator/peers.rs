@@ -229,7 +229,7 @@ impl Endpoint {
     fn looks(&self, now: Time) -> bool {
         let pausing =
             self.script.pause.is_some_and(|(from, time)| (from..from + time).contains(&now));
-        !pausing && (!self.sending() || self.said % self.script.looks_after == 0)
+        !pausing && (!self.sending() || self.said.is_multiple_of(self.script.looks_after))
     }
 
     fn speak(&mut self, now: Time) {
