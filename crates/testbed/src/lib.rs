@@ -5,7 +5,10 @@
 
 pub mod browser;
 pub mod client;
+pub mod closes;
 pub mod envoy;
+#[cfg(all(unix, feature = "manifests"))]
+pub mod envoy_gateway;
 pub mod fetch;
 #[cfg(feature = "http2")]
 pub mod http2;
