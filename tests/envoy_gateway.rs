@@ -21,13 +21,13 @@ const NETWORK: &str = "envoy.extensions.filters.network.wasm.v3.Wasm";
 const HTTP: &str = "envoy.extensions.filters.http.wasm.v3.Wasm";
 
 /// HTTP, and two HTTPS hosts on one port.
-const ENTRIES: [Entry<'static>; 3] = [
+const ENTRIES: [Entry; 3] = [
     entry(80, false, "localhost"),
     entry(443, true, "a.example.com"),
     entry(443, true, "localhost"),
 ];
 
-const fn entry(port: u16, tls: bool, host: &str) -> Entry<'_> {
+const fn entry(port: u16, tls: bool, host: &'static str) -> Entry {
     let ip = std::net::Ipv4Addr::LOCALHOST;
     let address = std::net::SocketAddr::V4(std::net::SocketAddrV4::new(ip, port));
     Entry { address, tls, host }

@@ -584,6 +584,56 @@ async fn local_file() {
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
 }
 
+/// The filter chains with a connection manager of a waypoint's listener, as pilot has them.
+fn waypoint_chains(envoy: &Envoy, name: &str) -> Vec<Value> {
+    let dump: Value = serde_json::from_str(&envoy.admin("/config_dump")).expect("JSON");
+    let configs = dump["configs"].as_array().expect("configs");
+    let listeners = configs.iter().filter_map(|c| c["dynamic_listeners"].as_array()).flatten();
+    // Envoy refuses 1.31's connect_terminate, which sets an object that only Istio's own proxy has.
+    let states = listeners
+        .flat_map(|l| [&l["active_state"]["listener"], &l["error_state"]["failed_configuration"]]);
+    let listener = states.filter(|l| l["name"] == name).last();
+    let listener = listener.unwrap_or_else(|| panic!("no listener {name}: {dump:#}"));
+    let mut chains = listener["filter_chains"].as_array().cloned().unwrap_or_default();
+    chains.extend(listener.get("default_filter_chain").cloned());
+    let has_manager = |chain: &Value| {
+        chain["filters"]
+            .as_array()
+            .is_some_and(|filters| filters.iter().any(|f| f["name"] == MANAGER))
+    };
+    chains.into_iter().filter(has_manager).collect()
+}
+
+/// The experimental EnvoyFilter: in every HTTP chain behind the tunnel, and not where the tunnel ends.
+fn waypoint(release: Release) {
+    let Some(mesh) = Mesh::start(release, &layout()) else { return };
+    let envoy = mesh.proxy(Proxy::Waypoint, &[]).unwrap_or_else(|e| panic!("{e}"));
+    let stand = |name: &str| waypoint_chains(&envoy, name).iter().map(halves).collect::<Vec<_>>();
+    wait_until(|| !stand("main_internal").is_empty(), || mesh.log());
+    println!("{}: {:?}", release.version, stand("main_internal"));
+    for name in ["main_internal", "connect_terminate"] {
+        assert!(stand(name).iter().all(|halves| *halves == (false, false)), "{name}");
+        // Why closes are late.
+        assert!(delays(&waypoint_chains(&envoy, name)).iter().all(Option::is_none), "{name}");
+    }
+
+    mesh.apply("waypoint", &with_image(&mesh, "waypoint-envoyfilter.yaml"));
+    let attached = || stand("main_internal").iter().all(|halves| *halves == (true, true));
+    wait_until(attached, || format!("{:?}\n{}", stand("main_internal"), mesh.log()));
+    assert!(stand("connect_terminate").iter().all(|halves| *halves == (false, false)));
+    assert!(!stand("connect_terminate").is_empty());
+}
+
+#[test]
+fn waypoint_of_1_28() {
+    waypoint(ISTIO_1_28);
+}
+
+#[test]
+fn waypoint_of_1_31() {
+    waypoint(ISTIO_1_31);
+}
+
 /// The files of manifests that a release knows the kinds of.
 fn known(release: Release) -> BTreeSet<PathBuf> {
     let knows = |kind: &Value| release.version > "1.30" || kind != "TrafficExtension";
