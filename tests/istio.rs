@@ -562,9 +562,12 @@ async fn local_file() {
     assert_eq!(manifest.matches(there).count(), 2);
     mesh.apply("filter", &manifest.replace(there, &fetch::module().display().to_string()));
     let [gateway, sidecar] = sample.proxies(&mesh);
-    for chain in chains(&sidecar, sample.sidecar.port()) {
-        assert_eq!(halves(&chain), (true, true), "{chain:#}");
-    }
+    // The control plane may have read the file after the proxy came.
+    let stand = || chains(&sidecar, sample.sidecar.port()).iter().map(halves).collect::<Vec<_>>();
+    wait_until(
+        || stand().iter().all(|halves| *halves == (true, true)),
+        || format!("{:?}", stand()),
+    );
     core_closes(sample.sidecar).await;
     assert_eq!(sidecar.metric("websocket.unpaired"), 0);
 
@@ -590,9 +593,9 @@ fn waypoint_chains(envoy: &Envoy, name: &str) -> Vec<Value> {
     let configs = dump["configs"].as_array().expect("configs");
     let listeners = configs.iter().filter_map(|c| c["dynamic_listeners"].as_array()).flatten();
     // Envoy refuses 1.31's connect_terminate, which sets an object that only Istio's own proxy has.
-    let states = listeners
+    let mut states = listeners
         .flat_map(|l| [&l["active_state"]["listener"], &l["error_state"]["failed_configuration"]]);
-    let listener = states.filter(|l| l["name"] == name).last();
+    let listener = states.rfind(|l| l["name"] == name);
     let listener = listener.unwrap_or_else(|| panic!("no listener {name}: {dump:#}"));
     let mut chains = listener["filter_chains"].as_array().cloned().unwrap_or_default();
     chains.extend(listener.get("default_filter_chain").cloned());
