@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use testbed::closes::Entry;
 use testbed::istio::{Mesh, Proxy, Release, ISTIO_1_28, ISTIO_1_31};
 use testbed::manifests::shipped;
 use testbed::server::{path, Behaviour};
@@ -167,44 +168,16 @@ fn delays(chains: &[Value]) -> Vec<Option<String>> {
 async fn close_at(
     address: SocketAddr,
     tls: bool,
-    host: &str,
+    host: &'static str,
     b: Behaviour,
     by_server: bool,
 ) -> Ending {
-    let path = path(b, by_server, 4321);
-    let client = Client::open_at(address, tls, host, &path).await;
-    let client = client.unwrap_or_else(|e| panic!("{b:?}: {e}"));
-    let plan = if by_server { Plan::default() } else { Plan::close(4000) };
-    let plan =
-        Plan { distance: Duration::from_millis(1), patience: Duration::from_secs(6), ..plan };
-    client.run(&plan).await
+    Entry { address, tls, host }.close(b, by_server).await
 }
 
-/// Every behaviour of a server, whoever begins: the code, prompt and clean where there is a Close frame.
+/// Every behaviour of a server, whoever begins.
 async fn core_closes(address: SocketAddr) {
-    use Behaviour::*;
-    for (behaviour, by_server, code, clean) in [
-        (Waits, true, 4321, true),
-        (Hasty, true, 4321, true),
-        (Slams, true, 4321, true),
-        (Resets, true, 4321, true),
-        (ByteByByte, true, 4321, true),
-        (Vanishes, true, 1006, false),
-        (DiesInFrame, true, 1006, false),
-        (Waits, false, 4000, true),
-        (Hasty, false, 4000, true),
-        (Slams, false, 4000, true),
-        (Resets, false, 4000, true),
-        (Vanishes, false, 4000, true),
-        (DiesInFrame, false, 1006, false),
-    ] {
-        for _ in 0..4 {
-            let ending = close_at(address, false, "localhost", behaviour, by_server).await;
-            let what = format!("{behaviour:?}, by server: {by_server}: {ending:?}");
-            assert_eq!((ending.code(), ending.is_clean()), (code, clean), "{what}");
-            assert!(ending.ms() < 600.0, "{what}");
-        }
-    }
+    Entry { address, tls: false, host: "localhost" }.core_closes().await;
 }
 
 /// What the probe says of an address whose server closes.
@@ -275,7 +248,7 @@ async fn both_halves(release: Release, manifest: &str) {
 }
 
 /// Clean closes, prompt each.
-async fn prompt(address: SocketAddr, tls: bool, host: &str) {
+async fn prompt(address: SocketAddr, tls: bool, host: &'static str) {
     for by_server in [true, false] {
         for _ in 0..5 {
             let ending = close_at(address, tls, host, Behaviour::Waits, by_server).await;
@@ -285,7 +258,7 @@ async fn prompt(address: SocketAddr, tls: bool, host: &str) {
 }
 
 /// Clean closes, late each.
-async fn late(address: SocketAddr, tls: bool, host: &str) {
+async fn late(address: SocketAddr, tls: bool, host: &'static str) {
     for by_server in [true, false] {
         let ending = close_at(address, tls, host, Behaviour::Waits, by_server).await;
         assert!(ending.is_clean() && ending.ms() > 800.0, "{host}: {ending:?}");
