@@ -41,8 +41,8 @@ async fn verdicts() {
             "reset after the Close frame: browsers report wasClean=false",
             1,
         ),
-        (direct, by(Vanishes, true), true, "no Close frame: browsers report 1006", 1),
-        (direct, by(Hasty, false), false, "no Close frame: browsers report 1006", 1),
+        (direct, by(FinWithoutClose, true), true, "no Close frame: browsers report 1006", 1),
+        (direct, by(FinWithoutWaiting, false), false, "no Close frame: browsers report 1006", 1),
         (direct, by(NeverCloses, true), true, "TCP still open after 2 s", 1),
     ] {
         let url = format!("ws://{address}{path}");
