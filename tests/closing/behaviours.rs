@@ -122,24 +122,23 @@ async fn baseline() {
 /// FIN as reliably as with the baseline, and always where the client is a millisecond away.
 #[tokio::test(flavor = "multi_thread")]
 async fn quiet_clients_of_servers_that_do_not_wait() {
-    const ROUNDS: usize = 4;
-    const CLOSES: usize = 50;
+    const COUNT: usize = 200;
+    const NEARBY: usize = 50;
     let server = Server::start().await;
     let baseline = Setup::new(Mode::Baseline).start(server.address).await;
     let filter = Setup::new(Mode::Filter).start(server.address).await;
     let mut fins = [0; 2];
-    for _ in 0..ROUNDS {
+    // In turns: a busy moment of the machine is nobody's.
+    for _ in 0..COUNT {
         for (envoy, fins) in [&baseline, &filter].into_iter().zip(&mut fins) {
-            for _ in 0..CLOSES {
-                let ending = close(envoy.address(), Behaviour::FinWithoutWaiting, true).await;
-                assert_eq!(ending.code(), SERVER_CODE, "{ending:?}");
-                assert!(ending.is_immediate(), "{ending:?}");
-                *fins += usize::from(ending.end == End::Fin);
-            }
+            let ending = close(envoy.address(), Behaviour::FinWithoutWaiting, true).await;
+            assert_eq!(ending.code(), SERVER_CODE, "{ending:?}");
+            assert!(ending.is_immediate(), "{ending:?}");
+            *fins += usize::from(ending.end == End::Fin);
         }
     }
     let mut clean = 0;
-    for _ in 0..CLOSES {
+    for _ in 0..NEARBY {
         let path = path(Behaviour::FinWithoutWaiting, true, SERVER_CODE);
         let plan = Plan { distance: Duration::from_millis(1), ..Plan::default() };
         let ending = run(filter.address(), &path, &plan).await;
@@ -148,11 +147,11 @@ async fn quiet_clients_of_servers_that_do_not_wait() {
         clean += usize::from(ending.is_clean());
     }
     // All, unless a busy machine stops Envoy for that millisecond between its `write` and its `close`.
-    assert!(clean >= CLOSES * 9 / 10, "{clean} of {CLOSES} a millisecond away");
+    assert!(clean >= NEARBY * 9 / 10, "{clean} of {NEARBY} a millisecond away");
     let [baseline, filter] = fins;
-    println!("FIN in {baseline} (baseline) and {filter} (filter) of {}", ROUNDS * CLOSES);
-    // Seen: 126 and 198. How soon a client on the same machine answers is the scheduler's choice.
-    assert!(filter + ROUNDS * CLOSES / 5 >= baseline);
+    println!("FIN in {baseline} (baseline) and {filter} (filter) of {COUNT}");
+    // Seen: 116 to 135, and 139 to 152. How soon a client on the same machine answers is the scheduler's choice.
+    assert!(filter + COUNT / 5 >= baseline);
 }
 
 /// TLS to the client and between the hops.
