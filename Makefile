@@ -4,7 +4,7 @@
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
 .PHONY: help demo demo-page test test-istio test-matrix lint wasm image release table picture page-picture
-.PHONY: interop soak fuzz audit advisories clean simulate mutants
+.PHONY: interop soak fuzz audit advisories clean simulate mutants crds
 .PHONY: bench bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
 
@@ -34,6 +34,7 @@ help:
 	@echo "  make release      the module, its image, the manifests and their checksums, in target/dist"
 	@echo "  make audit        licences and sources of all dependencies, by cargo-deny"
 	@echo "  make advisories   their known vulnerabilities; fetches the RustSec database"
+	@echo "  make crds         the schemas of Istio's CRDs in tests/istio, from Istio's Go module (needs Go)"
 	@echo "  make clean        removes everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
@@ -90,6 +91,11 @@ lint: wasm
 # Measures the README's table of scenarios anew, and that of docs/http2.md.
 table: tools
 	UPDATE_README=1 cargo test --test scenarios --test http2 --test http3
+
+# The schemas of Istio's CRDs that the manifests are checked against; crates/testbed/src/crds.rs has the release.
+crds:
+	$(call need,go,install Go 1.26 or later from https://go.dev/dl)
+	UPDATE_CRDS=1 cargo test --quiet --test manifests kept_crds_are_istios
 
 # What the filter costs: docs/performance.md says how it is measured.
 bench: tools

@@ -5,6 +5,8 @@
 
 pub mod browser;
 pub mod client;
+#[cfg(feature = "manifests")]
+pub mod crds;
 pub mod envoy;
 pub mod fetch;
 #[cfg(feature = "http2")]
