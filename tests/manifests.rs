@@ -178,3 +178,12 @@ fn one_image() {
     assert_eq!(urls.len(), 6, "{urls:?}");
     assert!(urls.iter().all(|url| *url == expected), "{urls:?}");
 }
+
+/// One VM for all: Envoy makes another for another `vm_id` or environment, and Istio gives WasmPlugins no `vm_id`.
+#[test]
+fn one_vm() {
+    for manifest in shipped() {
+        let text = manifest.value.to_string();
+        assert!(!text.contains("\"vm_id\"") && !text.contains("\"vmConfig\""), "{manifest}");
+    }
+}

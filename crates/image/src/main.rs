@@ -1,6 +1,6 @@
 //! Writes the module as OCI images, without a container engine: `make image`.
 //!
-//!     cargo run --example image -- [--to target/image] [--image registry.example.com/ws-clean-close:0.1.0]
+//!     cargo run --package image -- [--to target/image] [--image registry.example.com/ws-clean-close:0.1.0]
 //!
 //! Two forms of the same, as the proxies' agent in Istio takes them: an image with `plugin.wasm` in
 //! one tar+gzip layer, which every registry and tool knows, and an artefact whose second layer is the
@@ -32,6 +32,23 @@ const MANIFESTS: [&str; 4] = [
     "envoyfilter/filter-low-cost.yaml",
 ];
 
+/// What `kubectl apply -k` reads, with the image in one place.
+const KUSTOMIZE: [&str; 13] = [
+    "envoyfilter/kustomization.yaml",
+    "envoyfilter/network-per-chain.yaml",
+    "envoyfilter/filter-low-cost.yaml",
+    "kustomize/README.md",
+    "kustomize/base/kustomization.yaml",
+    "kustomize/base/wasm-plugins.yaml",
+    "kustomize/image/kustomization.yaml",
+    "kustomize/overlays/enforce-gateway/kustomization.yaml",
+    "kustomize/overlays/low-cost/kustomization.yaml",
+    "kustomize/overlays/mesh/kustomization.yaml",
+    "kustomize/overlays/network-per-chain/kustomization.yaml",
+    "kustomize/overlays/observe-gateway/kustomization.yaml",
+    "kustomize/overlays/workloads/kustomization.yaml",
+];
+
 #[derive(Parser)]
 struct Arguments {
     /// The folder to write.
@@ -56,13 +73,17 @@ fn main() {
     let digest = |form: &Value| form["digest"].as_str().unwrap_or_default().to_owned();
     // In quotes: to YAML a digest of digits alone is a number.
     let checksum = format!("sha256: \"{}\"", digest(&image).trim_start_matches("sha256:"));
-    for file in MANIFESTS {
+    let flat = MANIFESTS.iter().map(|file| (file, name(Path::new(file))));
+    let tree = KUSTOMIZE.iter().map(|file| (file, (*file).to_owned()));
+    for (file, to) in flat.chain(tree) {
         let text = fs::read_to_string(fetch::root().join(file)).expect("the manifest is there");
         let text = text
             .replace(&format!("registry.example.com/ws-clean-close:{VERSION}"), &arguments.image)
             .replace("sha256: \"\"", &checksum)
             .replace("sha256: nil", &checksum);
-        fs::write(arguments.to.join(name(Path::new(file))), text).expect("the folder is writable");
+        let to = arguments.to.join(to);
+        fs::create_dir_all(to.parent().unwrap_or(&to)).expect("the folder is writable");
+        fs::write(to, text).expect("the folder is writable");
     }
 
     println!("module    {}", hex(&module));
@@ -81,6 +102,7 @@ fn main() {
         arguments.image
     );
     println!("          wasm-plugin.yaml and the like: the manifests with this address and digest, to apply");
+    println!("          kustomize/overlays: the same for kubectl apply -k");
 }
 
 fn name(path: &Path) -> String {
