@@ -88,7 +88,10 @@ pub fn all() -> Vec<Flood> {
 pub async fn run() -> Vec<Row> {
     let server = Server::start().await;
     let mut rows = Vec::new();
-    for size in SIZES {
+    // BENCH_SIZES: some of them, for whoever tries something.
+    let asked = std::env::var("BENCH_SIZES").unwrap_or_default();
+    let asked: Vec<usize> = asked.split(',').filter_map(|size| size.parse().ok()).collect();
+    for size in SIZES.into_iter().filter(|size| asked.is_empty() || asked.contains(size)) {
         let lanes = [
             ("none", Setup::new(Mode::Default)),
             ("filter", Setup::new(Mode::Filter)),

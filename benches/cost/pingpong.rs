@@ -95,7 +95,7 @@ pub async fn run() -> Vec<Latency> {
         for (which, setup) in lanes.names().iter().enumerate() {
             let latency = Latency {
                 what: what.to_owned(),
-                setup: (*setup).to_owned(),
+                setup: setup.clone(),
                 p50: Spread::of(p50[which].iter().copied()),
                 p99: Spread::of(p99[which].iter().copied()),
                 cpu: Spread::of(cpu[which].iter().copied()),

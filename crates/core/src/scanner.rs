@@ -221,10 +221,12 @@ impl Scanner {
     }
 }
 
-/// At least `len` bytes; never more than there are, whatever the chunk hands out.
+/// At least `len` bytes; never more than there are, whatever the chunk hands out. Fewer than `len`
+/// are a fault: the scanner would wait for the rest for ever.
 fn read(chunk: &mut impl Chunk, offset: usize, len: usize) -> Result<&[u8], Fault> {
     let available = chunk.len().saturating_sub(offset);
-    let bytes = chunk.read(offset, len).ok_or(Fault::Unreadable)?;
+    let bytes = chunk.read(offset, len).filter(|bytes| bytes.len() >= len);
+    let bytes = bytes.ok_or(Fault::Unreadable)?;
     Ok(bytes.get(..available).unwrap_or(bytes))
 }
 
