@@ -141,18 +141,18 @@ fn types(filter: &Value) -> String {
     typed.unwrap_or_else(|| filter["config_discovery"]["type_urls"].to_string())
 }
 
-/// Whether the network half stands in front of the HTTP connection manager, and the HTTP half in
+/// Whether the network filter stands in front of the HTTP connection manager, and the HTTP filter in
 /// front of the router.
-fn halves(chain: &Value) -> (bool, bool) {
+fn filters(chain: &Value) -> (bool, bool) {
     let filters = chain["filters"].as_array().expect("filters");
     let manager = filters.iter().position(|f| f["name"] == MANAGER).expect("a connection manager");
     let network = filters.iter().position(|f| types(f).contains(NETWORK));
     let http = filters[manager]["typed_config"]["http_filters"].as_array().expect("filters");
-    let half = http.iter().position(|f| types(f).contains(HTTP));
+    let ours = http.iter().position(|f| types(f).contains(HTTP));
     let router = http.iter().position(|f| f["name"] == "envoy.filters.http.router");
     assert!(network.is_none_or(|network| network < manager), "{chain:#}");
-    assert!(half.is_none_or(|half| half < router.expect("a router")), "{chain:#}");
-    (network.is_some(), half.is_some())
+    assert!(ours.is_none_or(|ours| ours < router.expect("a router")), "{chain:#}");
+    (network.is_some(), ours.is_some())
 }
 
 /// The connection manager's `delayed_close_timeout`, one for each chain that has a manager.
@@ -222,8 +222,8 @@ fn wait_until(mut reached: impl FnMut() -> bool, what: impl Fn() -> String) {
     }
 }
 
-/// Both halves on a gateway and on a sidecar, from the image, and every close through both.
-async fn both_halves(release: Release, manifest: &str) {
+/// Both filters on a gateway and on a sidecar, from the image, and every close through both.
+async fn both_filters(release: Release, manifest: &str) {
     let Some(mesh) = Mesh::start(release, &layout()) else { return };
     let sample = Sample::start(&mesh).await;
     mesh.apply("plugin", &with_image(&mesh, manifest));
@@ -232,7 +232,7 @@ async fn both_halves(release: Release, manifest: &str) {
         let chains = chains(envoy, address.port());
         assert!(!chains.is_empty());
         for chain in &chains {
-            assert_eq!(halves(chain), (true, true), "{chain:#}");
+            assert_eq!(filters(chain), (true, true), "{chain:#}");
         }
     }
     core_closes(sample.sidecar).await;
@@ -253,7 +253,7 @@ async fn both_halves(release: Release, manifest: &str) {
     }
     let abnormal = "attach: http, abnormalClose: { code: 1012, reason: restarting }";
     let changed = with_image(&mesh, manifest);
-    let (before, after) = changed.split_once("attach: http").expect("the HTTP half's");
+    let (before, after) = changed.split_once("attach: http").expect("the HTTP filter's");
     let (before, _) = before.rsplit_once("pluginConfig:").expect("its configuration");
     let changed = format!("{before}pluginConfig: {{ {abnormal} }}{after}");
     mesh.apply("plugin", &changed);
@@ -271,11 +271,11 @@ async fn both_halves(release: Release, manifest: &str) {
         let ending = client.run(&Plan::close(4000)).await;
         assert!(ending.is_clean() && ending.ms() < 600.0, "opened before the change: {ending:?}");
     }
-    prompt(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, false, "localhost").await;
 }
 
 /// Clean closes, prompt each.
-async fn prompt(address: SocketAddr, tls: bool, host: &str) {
+async fn immediate(address: SocketAddr, tls: bool, host: &str) {
     for by_server in [true, false] {
         for _ in 0..5 {
             let ending = close_at(address, tls, host, Behaviour::Waits, by_server).await;
@@ -285,7 +285,7 @@ async fn prompt(address: SocketAddr, tls: bool, host: &str) {
 }
 
 /// Clean closes, late each.
-async fn late(address: SocketAddr, tls: bool, host: &str) {
+async fn delayed(address: SocketAddr, tls: bool, host: &str) {
     for by_server in [true, false] {
         let ending = close_at(address, tls, host, Behaviour::Waits, by_server).await;
         assert!(ending.is_clean() && ending.ms() > 800.0, "{host}: {ending:?}");
@@ -294,12 +294,12 @@ async fn late(address: SocketAddr, tls: bool, host: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wasm_plugins() {
-    both_halves(ISTIO_1_28, "wasm-plugin.yaml").await;
+    both_filters(ISTIO_1_28, "wasm-plugin.yaml").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn traffic_extensions() {
-    both_halves(ISTIO_1_31, "traffic-extension.yaml").await;
+    both_filters(ISTIO_1_31, "traffic-extension.yaml").await;
 }
 
 /// A module that is not the one that was asked for: all traffic passes, as without the filter.
@@ -312,7 +312,7 @@ async fn fails_open() {
         manifest.split_once("  sha256: \"").expect("a digest").1.get(..64).expect("64 digits");
     mesh.apply("plugin", &manifest.replace(digest, &"0".repeat(64)));
     let [gateway, _sidecar] = sample.proxies(&mesh);
-    late(sample.gateway, false, "localhost").await;
+    delayed(sample.gateway, false, "localhost").await;
     assert_eq!(gateway.metric("websocket.upgrades"), 0);
     // What the walk-through of the sample application says of this state: a pod out of work.
     let mut tasks = Vec::new();
@@ -385,7 +385,7 @@ async fn baselines() {
                 wait_until(as_said, || format!("{name}: {:?}", delays(&chains(envoy, port))));
             }
             if reached == [true, true] {
-                prompt(sample.gateway, false, "localhost").await;
+                immediate(sample.gateway, false, "localhost").await;
                 let said = probe(&url);
                 assert!(said.contains("verdict    clean in "), "{said}");
             }
@@ -393,7 +393,7 @@ async fn baselines() {
         // As the walk-through of the sample application has it.
         let said = probe(&url);
         assert!(said.contains("verdict    2.0 s late: two proxies; older Chrome"), "{said}");
-        late(sample.gateway, false, "localhost").await;
+        delayed(sample.gateway, false, "localhost").await;
     }
 }
 
@@ -420,8 +420,8 @@ fn two_servers(sample: &Sample) -> String {
     format!("{before}  servers:{}{}\n---{after}", server("a", TWO[0]), server("all", "*"))
 }
 
-/// Two HTTPS servers on a port: Istio gives the network half to the first filter chain only. The way
-/// round reaches both.
+/// Two HTTPS servers on a port: Istio gives the network filter to the first filter chain only. The
+/// workaround reaches both.
 async fn per_chain(release: Release, manifest: &str) {
     let Some(mesh) = Mesh::start(release, &layout()) else { return };
     let sample = Sample::start(&mesh).await;
@@ -429,13 +429,13 @@ async fn per_chain(release: Release, manifest: &str) {
     mesh.apply("plugin", &with_image(&mesh, manifest));
     let [gateway, _sidecar] = sample.proxies(&mesh);
     let port = sample.gateway.port();
-    let stand = || chains(&gateway, port).iter().map(halves).collect::<Vec<_>>();
+    let stand = || chains(&gateway, port).iter().map(filters).collect::<Vec<_>>();
 
     // The trap. Should Istio mend it, this fails, and the way round is not needed any more.
     assert_eq!(stand(), [(true, true), (false, true)]);
-    prompt(sample.gateway, true, TWO[0]).await;
+    immediate(sample.gateway, true, TWO[0]).await;
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
-    late(sample.gateway, true, TWO[1]).await;
+    delayed(sample.gateway, true, TWO[1]).await;
     assert_eq!(gateway.metric("websocket.unpaired"), 2);
     // As an operator sees it.
     let url = format!("wss://localhost:{port}{}", path(Behaviour::Waits, true, 4321));
@@ -445,7 +445,7 @@ async fn per_chain(release: Release, manifest: &str) {
     mesh.apply("per-chain", &with_image(&mesh, "network-per-chain.yaml"));
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
     for host in TWO {
-        prompt(sample.gateway, true, host).await;
+        immediate(sample.gateway, true, host).await;
     }
     let said = probe(&url);
     assert!(said.contains("verdict    clean in "), "{said}");
@@ -462,7 +462,7 @@ async fn per_chain_of_traffic_extensions() {
     per_chain(ISTIO_1_31, "traffic-extension.yaml").await;
 }
 
-/// The HTTP half inside the composite filter: closes as ever, and plain requests never meet it.
+/// The HTTP filter inside the composite filter: every close is as before, and plain requests skip the filter.
 #[tokio::test(flavor = "multi_thread")]
 async fn low_cost() {
     let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
@@ -474,8 +474,8 @@ async fn low_cost() {
     let proxies = sample.proxies(&mesh);
     for (envoy, address) in proxies.iter().zip([sample.gateway, sample.sidecar]) {
         for chain in chains(envoy, address.port()) {
-            // The HTTP half is deeper inside.
-            assert_eq!(halves(&chain), (true, false), "{chain:#}");
+            // The HTTP filter is deeper inside.
+            assert_eq!(filters(&chain), (true, false), "{chain:#}");
             assert!(chain.to_string().contains("ws-clean-close-low-cost"), "{chain:#}");
         }
     }
@@ -491,14 +491,14 @@ async fn low_cost() {
     }
     for (envoy, before) in proxies.iter().zip(before) {
         let log = envoy.log();
-        // The network half is told of the connections.
+        // The network filter sees the connections.
         let calls = log.lines().filter(|line| line.contains("proxy_on")).skip(before);
         let http = calls.filter(|line| !line.contains("proxy_on_new_connection"));
         let http = http.filter(|line| line.contains("headers") || line.contains("body"));
         assert_eq!(http.count(), 0, "{log}");
         // The log would show it.
     }
-    prompt(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, false, "localhost").await;
     assert!(proxies[0].log().contains("proxy_on_response_headers"), "{}", proxies[0].log());
 }
 
@@ -520,7 +520,7 @@ async fn less_than_the_mesh() {
     let sample = Sample::start(&mesh).await;
     let proxies = sample.proxies(&mesh);
     let ports = [sample.gateway.port(), sample.sidecar.port()];
-    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(halves).collect::<Vec<_>>();
+    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(filters).collect::<Vec<_>>();
     let manifest = with_image(&mesh, "wasm-plugin.yaml");
     let spec = |more: &str| manifest.replace("\nspec:\n", &format!("\nspec:\n{more}\n"));
     let workload = |labels: &str| spec(&format!("  selector: {{ matchLabels: {{ {labels} }} }}"));
@@ -544,7 +544,7 @@ async fn less_than_the_mesh() {
             mesh.apply("plugin", text);
             for (i, reached) in reached.into_iter().enumerate() {
                 wait_until(
-                    || stand(i).iter().all(|halves| *halves == (reached, reached)),
+                    || stand(i).iter().all(|filters| *filters == (reached, reached)),
                     || format!("{what}, proxy {i}: {:?}", stand(i)),
                 );
             }
@@ -552,8 +552,8 @@ async fn less_than_the_mesh() {
     }
 }
 
-/// What `kubectl apply -k` takes, with the image filled in by `make image`: which proxies it reaches, and that
-/// observing changes nothing.
+/// The overlays, with the image filled in by `make image`: which proxies each reaches, and that observing changes
+/// nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn kustomize() {
     let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
@@ -562,7 +562,7 @@ async fn kustomize() {
     let sample = Sample::start(&mesh).await;
     let proxies = sample.proxies(&mesh);
     let ports = [sample.gateway.port(), sample.sidecar.port()];
-    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(halves).collect::<Vec<_>>();
+    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(filters).collect::<Vec<_>>();
     for (overlay, reached) in [
         ("observe-gateway", [true, false]),
         ("enforce-gateway", [true, false]),
@@ -578,22 +578,22 @@ async fn kustomize() {
         mesh.apply("plugin", &text);
         for (i, reached) in reached.into_iter().enumerate() {
             wait_until(
-                || stand(i).iter().all(|halves| *halves == (reached, reached)),
+                || stand(i).iter().all(|filters| *filters == (reached, reached)),
                 || format!("{overlay}, proxy {i}: {:?}", stand(i)),
             );
         }
         match overlay {
             "observe-gateway" => {
-                late(sample.gateway, false, "localhost").await;
+                delayed(sample.gateway, false, "localhost").await;
                 assert_eq!(proxies[0].metric("websocket.closed.clean"), 2);
             }
-            "mesh" => prompt(sample.gateway, false, "localhost").await,
+            "mesh" => immediate(sample.gateway, false, "localhost").await,
             _ => {}
         }
     }
 }
 
-/// The places of the HTTP filters of every chain, as the control plane has ordered them.
+/// The names of a listener's HTTP filters, in the order of the control plane.
 fn order(envoy: &Envoy, port: u16) -> Vec<String> {
     let chains = chains(envoy, port);
     let filters = chains[0]["filters"].as_array().expect("filters");
@@ -602,8 +602,8 @@ fn order(envoy: &Envoy, port: u16) -> Vec<String> {
     http.iter().map(|f| f["name"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-/// Next to the router: behind every other plugin, whatever its priority, also behind one that is newer and of the
-/// proxy's own namespace. And all in one VM, whichever way each filter is attached.
+/// The HTTP filter is the last before the router: behind every other plugin of any priority, also a newer one in the
+/// proxy's own namespace. Both filters share one VM, however each is attached.
 #[tokio::test(flavor = "multi_thread")]
 async fn next_to_the_router_and_in_one_vm() {
     let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
@@ -613,7 +613,7 @@ async fn next_to_the_router_and_in_one_vm() {
     let [gateway, sidecar] = sample.proxies(&mesh);
     let port = sample.sidecar.port();
     let vms = |envoy: &Envoy| envoy.admin("/stats?filter=wasm.envoy.wasm.runtime.v8.active");
-    prompt(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, false, "localhost").await;
     let one = [vms(&gateway), vms(&sidecar)];
 
     let others = ["-2147483646", "0", "10"].map(|priority| {
@@ -628,11 +628,10 @@ async fn next_to_the_router_and_in_one_vm() {
         || order(&sidecar, port).iter().filter(|name| name.contains("another-")).count() == 3,
         || format!("{:?}", order(&sidecar, port)),
     );
-    let order = order(&sidecar, port);
-    println!("{order:#?}");
-    let ours = order.iter().position(|name| name.contains("ws-clean-close-http")).expect("ours");
-    let last = order.iter().rposition(|name| name.contains("another-")).expect("theirs");
-    assert!(last < ours, "{order:#?}");
+    let names = order(&sidecar, port);
+    let ours = names.iter().position(|name| name.contains("ws-clean-close-http")).expect("ours");
+    let last = names.iter().rposition(|name| name.contains("another-")).expect("theirs");
+    assert!(last < ours, "{names:#?}");
     mesh.delete("others");
 
     // The HTTP filter by EnvoyFilter, the network filter by WasmPlugin.
@@ -640,11 +639,11 @@ async fn next_to_the_router_and_in_one_vm() {
     mesh.apply("plugin", network);
     mesh.apply("low-cost", &with_image(&mesh, "filter-low-cost.yaml"));
     let fresh = sample.proxies(&mesh);
-    prompt(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, false, "localhost").await;
     assert_eq!(fresh.each_ref().map(vms), one);
 }
 
-/// Both halves from a file of the proxy's own.
+/// Both filters from a file of the proxy's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn local_file() {
     let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
@@ -656,7 +655,7 @@ async fn local_file() {
     let [gateway, sidecar] = sample.proxies(&mesh);
     // The proxy may have asked before the control plane had read the file.
     let stand = || chains(&sidecar, sample.sidecar.port());
-    wait_until(|| stand().iter().all(|c| halves(c) == (true, true)), || format!("{:#?}", stand()));
+    wait_until(|| stand().iter().all(|c| filters(c) == (true, true)), || format!("{:#?}", stand()));
     core_closes(sample.sidecar).await;
     assert_eq!(sidecar.metric("websocket.unpaired"), 0);
 
@@ -668,10 +667,10 @@ async fn local_file() {
         .replace("namespace: default", "namespace: istio-system")
         .replace("app: wssample", "istio: ingressgateway");
     mesh.apply("filter-of-gateways", &manifest);
-    let stand = || chains(&gateway, sample.gateway.port()).iter().map(halves).collect::<Vec<_>>();
+    let stand = || chains(&gateway, sample.gateway.port()).iter().map(filters).collect::<Vec<_>>();
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
     for host in TWO {
-        prompt(sample.gateway, true, host).await;
+        immediate(sample.gateway, true, host).await;
     }
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
 }
