@@ -392,7 +392,7 @@ async fn baselines() {
         }
         // As the walk-through of the sample application has it.
         let said = probe(&url);
-        assert!(said.contains("verdict    2.0 s late: two proxies; older Chrome"), "{said}");
+        assert!(said.contains("verdict    delayed by 2.0 s: two proxies; older Chrome"), "{said}");
         delayed(sample.gateway, false, "localhost").await;
     }
 }
@@ -440,7 +440,7 @@ async fn per_chain(release: Release, manifest: &str) {
     // As an operator sees it.
     let url = format!("wss://localhost:{port}{}", path(Behaviour::Waits, true, 4321));
     let said = probe(&url);
-    assert!(said.contains("1.0 s late: one proxy with a delayed close"), "{said}");
+    assert!(said.contains("delayed by 1.0 s: one proxy with a delayed close"), "{said}");
 
     mesh.apply("per-chain", &with_image(&mesh, "network-per-chain.yaml"));
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
