@@ -1,7 +1,9 @@
 //! Every manifest in the project, against the schemas of Istio's CRDs and the crate's own parser.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{json, Value};
 use testbed::crds::{self, Schemas};
@@ -92,6 +94,58 @@ fn wrong_manifests_are_refused() {
     }
     let nameless = json!({ "apiVersion": "extensions.istio.io/v1", "kind": "WasmPlugin" });
     assert!(schemas.check(&nameless).is_err());
+}
+
+/// Jobs, Deployments and Services against Kubernetes' own schema, as far as that goes: fields and their types.
+#[test]
+fn built_in_kinds_fit_kubernetes() {
+    let Some(schemas) = Schemas::built_in() else { return };
+    let known = shipped().into_iter().filter(|manifest| schemas.knows(&manifest.value));
+    let manifests: Vec<_> = known.collect();
+    let kinds: BTreeSet<_> = manifests.iter().filter_map(|m| m.value["kind"].as_str()).collect();
+    assert_eq!(kinds, ["CronJob", "Deployment", "Job", "Service"].into());
+    for manifest in &manifests {
+        schemas.check(&manifest.value).unwrap_or_else(|e| panic!("{manifest}: {e}"));
+    }
+    // The check can fail.
+    let job = manifests.iter().find(|m| m.value["kind"] == "Job").expect("a Job");
+    for (pointer, key, wrong) in [
+        ("/spec", "backofLimit", json!(0)),
+        ("/spec", "backoffLimit", json!("0")),
+        ("/spec/template/spec", "restartpolicy", json!("Never")),
+        ("/spec/template/spec/containers/0", "args", json!("--count=10")),
+        ("/spec/template/spec/containers/0/securityContext", "runAsNonRoot", json!("true")),
+    ] {
+        let mut manifest = job.value.clone();
+        manifest.pointer_mut(pointer).expect("it is there")[key] = wrong;
+        assert!(schemas.check(&manifest).expect_err(key).contains(pointer), "{key}");
+    }
+}
+
+/// The probe's image, and arguments that the probe takes.
+#[test]
+fn probes_run() {
+    let probe = fetch::program("ws-close-probe");
+    let mut count = 0;
+    for manifest in shipped() {
+        let spec = &manifest.value["spec"];
+        let pod = match manifest.value["kind"].as_str() {
+            Some("Job") => &spec["template"]["spec"],
+            Some("CronJob") => &spec["jobTemplate"]["spec"]["template"]["spec"],
+            _ => continue,
+        };
+        let container = &pod["containers"][0];
+        let image = format!("registry.example.com/ws-close-probe:{}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(container["image"], image, "{manifest}");
+        let arguments = container["args"].as_array().expect("arguments");
+        let arguments = arguments.iter().map(|argument| argument.as_str().expect("text"));
+        let output = Command::new(&probe).args(arguments).output().expect("the probe runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        // Nobody resolves the name here: that it comes so far shows that it takes the arguments.
+        assert!(error.contains("cannot resolve wssample.default.svc"), "{manifest}: {error}");
+        count += 1;
+    }
+    assert_eq!(count, 2);
 }
 
 /// The variants that wasm-plugin.yaml offers in comments are as right as the rest.

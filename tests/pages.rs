@@ -17,14 +17,15 @@ use ws_clean_close_core::counter::{Counter, ACTIVE, HANDSHAKE_MS};
 /// The kinds of files that belong to the project if a page names one. Envoy's are `.cc` and `.proto`, Istio's `.go`.
 const KINDS: &str = "md|rs|yaml|yml|json|toml|js|mjs|html|svg|png|wasm|sh|mod";
 
-/// Names in camel case that are neither the filter's nor in Istio's CRDs: Istio's programs and mesh
+/// Names in camel case that are neither the filter's nor in Istio's CRDs: Istio's programs, annotations and mesh
 /// configuration, a function of Envoy's, a browser's API.
-const FOREIGN: [&str; 9] = [
+const FOREIGN: [&str; 10] = [
     "configDir",
     "drainDuration",
     "proxyMetadata",
     "defaultConfig",
     "meshConfig",
+    "nativeSidecar",
     "onEvent",
     "userVolume",
     "userVolumeMount",
@@ -345,7 +346,7 @@ fn is_or_ends_with(file: &str, name: &str) -> bool {
 
 /// What the project itself makes: the module, and what `make image`, `make release` and the tests leave in `target`.
 fn is_made(name: &str) -> bool {
-    let made = ["layout", "plugin.wasm", "ws_clean_close.wasm", "index.json"];
+    let made = ["layout", "probe/layout", "plugin.wasm", "ws_clean_close.wasm", "index.json"];
     if let Some(rest) = name.strip_prefix("target/image/") {
         let flat = FILES.iter().any(|file| is_or_ends_with(file, rest) && !rest.contains('/'));
         return flat || exists(rest) || made.contains(&rest);

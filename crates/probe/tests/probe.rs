@@ -378,6 +378,18 @@ fn generated() {
         .filter(|name| name.len() > 3)
         .collect();
     assert!(options.len() >= 14, "{options:?}");
+    // The page that has the exit codes too.
+    let page = fs::read_to_string(fetch::root().join("examples/probe/README.md")).expect("a page");
+    let page = page.replace('`', "");
+    let (_, codes) = help.split_once("Exit codes:\n").expect("exit codes");
+    assert_eq!(codes.lines().count(), 5, "{codes}");
+    for line in codes.lines() {
+        let row = match line.trim().split_once("  ") {
+            Some((code, meaning)) => format!("| {code} | {meaning} |"),
+            None => line.to_owned(),
+        };
+        assert!(page.contains(&row), "{row}");
+    }
     let folder = fetch::folder(&format!("run/probe-generated-{}", std::process::id()));
     for what in ["man", "bash", "fish", "zsh"] {
         let output = probe(&["--generate", what]);

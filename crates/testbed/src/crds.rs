@@ -15,8 +15,16 @@ pub const KEPT: &str = "1.32.0";
 /// One release of each minor version that the project supports, as the Go module `istio.io/api` has it.
 pub const RELEASES: [&str; 5] = ["1.28.2", "1.29.6", "1.30.3", "1.31.4", KEPT];
 
-/// Kubernetes' own kinds, which have no CRD.
-const BUILT_IN: [&str; 2] = ["v1/Service", "apps/v1/Deployment"];
+/// Kubernetes' own kinds, which have no CRD, with their names in its schema.
+const BUILT_IN: [(&str, &str); 4] = [
+    ("v1/Service", "io.k8s.api.core.v1.Service"),
+    ("apps/v1/Deployment", "io.k8s.api.apps.v1.Deployment"),
+    ("batch/v1/Job", "io.k8s.api.batch.v1.Job"),
+    ("batch/v1/CronJob", "io.k8s.api.batch.v1.CronJob"),
+];
+
+/// The Go module that has them: Kubernetes 1.34.
+const CLIENT_GO: &str = "k8s.io/client-go@v0.34.1";
 
 /// Schemas by `apiVersion/kind`.
 #[derive(Clone, Debug)]
@@ -32,6 +40,24 @@ impl Schemas {
     /// All of a release, from its Go module; `None`, with a notice, if Go is missing.
     pub fn of(release: &str) -> Option<Self> {
         Some(Self::closed(read(release)?))
+    }
+
+    /// Those of Kubernetes' own kinds that the project uses; `None`, with a notice, if Go is missing. They have
+    /// the fields and their types, but not which fields must be there.
+    pub fn built_in() -> Option<Self> {
+        let file = fetch::go_module(CLIENT_GO)?.join("applyconfigurations/internal/internal.go");
+        let source = fs::read_to_string(&file).expect("it is in the module");
+        let (_, yaml) = source.split_once("typed.YAMLObject(`").expect("a schema in YAML");
+        let yaml = parse(yaml.split('`').next().expect("its end")).remove(0);
+        let mut definitions = serde_json::Map::new();
+        for named in yaml["types"].as_array().expect("types") {
+            definitions.insert(named["name"].as_str().expect("a name").into(), json_schema(named));
+        }
+        let schema = |(name, kind): (&str, &str)| {
+            let reference = format!("#/definitions/{kind}");
+            (name.to_owned(), json!({ "$ref": reference, "definitions": definitions }))
+        };
+        Some(Self(BUILT_IN.into_iter().map(schema).collect()))
     }
 
     fn closed(mut schemas: BTreeMap<String, Value>) -> Self {
@@ -50,14 +76,16 @@ impl Schemas {
         self.0.contains_key(&name(manifest))
     }
 
+    /// Kubernetes' own kinds fit unless the schemas are [`built_in`](Self::built_in).
+    ///
     /// # Errors
     /// What does not fit, a line each, with where it stands.
     pub fn check(&self, manifest: &Value) -> Result<(), String> {
         let name = name(manifest);
-        if BUILT_IN.contains(&&name[..]) {
-            return Ok(());
-        }
-        let schema = self.0.get(&name).ok_or(format!("no CRD for {name}"))?;
+        let Some(schema) = self.0.get(&name) else {
+            let built_in = BUILT_IN.iter().any(|(known, _)| *known == name);
+            return built_in.then_some(()).ok_or(format!("no CRD for {name}"));
+        };
         let validator = jsonschema::validator_for(schema).map_err(|e| e.to_string())?;
         let errors = validator.iter_errors(manifest);
         let errors: Vec<_> = errors.map(|e| format!("{}: {e}", e.instance_path())).collect();
@@ -111,6 +139,34 @@ fn read(release: &str) -> Option<BTreeMap<String, Value>> {
         }
     }
     Some(schemas)
+}
+
+/// A type of structured-merge-diff, as client-go has it, in JSON Schema.
+fn json_schema(typed: &Value) -> Value {
+    if let Some(name) = typed["namedType"].as_str() {
+        return json!({ "$ref": format!("#/definitions/{name}") });
+    }
+    match typed["scalar"].as_str() {
+        Some("string") => return json!({ "type": "string" }),
+        Some("numeric") => return json!({ "type": "number" }),
+        Some("boolean") => return json!({ "type": "boolean" }),
+        Some(_) => return json!(true),
+        None => {}
+    }
+    let (map, list) = (&typed["map"], &typed["list"]);
+    if list.is_object() {
+        return json!({ "type": "array", "items": json_schema(&list["elementType"]) });
+    }
+    if let Some(fields) = map["fields"].as_array() {
+        let property = |field: &Value| {
+            (field["name"].as_str().unwrap_or_default().to_owned(), json_schema(&field["type"]))
+        };
+        let properties: serde_json::Map<_, _> = fields.iter().map(property).collect();
+        return json!({
+            "type": "object", "properties": properties, "additionalProperties": false,
+        });
+    }
+    json!({ "type": "object", "additionalProperties": json_schema(&map["elementType"]) })
 }
 
 /// Takes out what no check reads: descriptions, and rules in CEL, which only Kubernetes can evaluate.
