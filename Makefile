@@ -33,7 +33,7 @@ help:
 	@echo "  make page-picture take the demo page's pictures, docs/demo-page.png and docs/close.svg"
 	@echo "Release"
 	@echo "  make release      module, probe, images, manifests and their checksums, in target/dist"
-	@echo "  make sbom         what is in module and probe, as CycloneDX, in target/dist"
+	@echo "  make sbom         what is in module and probe, as CycloneDX, in target/sbom"
 	@echo "  make audit        licences and sources of all dependencies, by cargo-deny"
 	@echo "  make advisories   their known vulnerabilities; fetches the RustSec database"
 	@echo "  make crds         the schemas of Istio's CRDs in tests/istio, from Istio's Go module (needs Go)"
@@ -132,9 +132,10 @@ probe:
 	$(call need,cc,install a C compiler (Debian: apt-get install build-essential))
 	@scripts/build-probe
 
-# What is published, in target/dist; IMAGE as for `make image`. The same bytes from the same code.
+# What is published, in target/dist; IMAGE as for `make image`, SBOM=1 with `make sbom`. The same bytes from the same
+# code.
 release: image
-	@scripts/release
+	@SBOM=$(SBOM) scripts/release
 
 sbom:
 	$(call need,cargo,install rustup from https://rustup.rs)
