@@ -5,7 +5,7 @@ MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
 .PHONY: help demo demo-page test test-istio test-matrix lint wasm probe image release sbom table picture page-picture
 .PHONY: interop soak fuzz audit advisories clean simulate mutants crds
-.PHONY: bench bench-report bench-scanner bench-scanner-baseline
+.PHONY: bench bench-compare bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "Measure"
 	@echo "  make bench        what the filter costs: time, memory, size (ten minutes)"
 	@echo "  make bench-report write what it found into docs/performance.md and docs/plots"
+	@echo "  make bench-compare BASE=<commit>: floods, round trips and requests, before and after in one run"
 	@echo "  make bench-scanner the frame scanner alone, compared with 'make bench-scanner-baseline'"
 	@echo "  make table        measure the tables of the README and docs/http2.md and write them there"
 	@echo "  make picture      draw docs/dashboard.svg from a minute of real numbers"
@@ -108,6 +109,11 @@ bench: tools
 
 bench-report: tools
 	cargo bench --quiet --package benches --bench cost -- report
+
+# ITEMS: some of them.
+bench-compare: tools
+	@test -n "$(BASE)" || { echo "make: BASE=<commit>: what to compare with"; exit 1; }
+	@scripts/bench-compare "$(BASE)" $(or $(ITEMS),floods pingpong requests)
 
 # Keeps the scanner's present figures, to compare with.
 bench-scanner-baseline: tools

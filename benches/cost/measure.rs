@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use testbed::{fetch, Envoy, Setup};
 
+use crate::limits;
+
 /// Whether this is a smoke run.
 pub fn is_quick() -> bool {
     std::env::var_os("BENCH_QUICK").is_some_and(|value| value != "0")
@@ -68,8 +70,12 @@ impl Row {
     fn print(&self) {
         let Self { what, setup, unit, cost, ratio, .. } = self;
         println!(
-            "  {what:44} {setup:16} {:9.3} {unit:14} {:.3} ({:.3} to {:.3})",
-            cost.median, ratio.median, ratio.low, ratio.high
+            "  {what:44} {setup:16} {:9.3} {unit:14} {:.3} ({:.3} to {:.3}){}",
+            cost.median,
+            ratio.median,
+            ratio.low,
+            ratio.high,
+            limits::verdict(ratio.median, limits::of(self))
         );
     }
 }

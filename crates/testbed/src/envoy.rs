@@ -107,8 +107,6 @@ pub struct Setup {
     /// Where the listeners are bound, and the address at which they are reached.
     pub bind: Ipv4Addr,
     pub reach: Ipv4Addr,
-    /// libevent's timers go by a clock that is exact, and not by one that steps with the kernel's tick.
-    pub precise_timer: bool,
     /// Envoy's log level for wasm.
     pub log: &'static str,
     /// The module, where it is not the one that the project builds.
@@ -147,7 +145,6 @@ impl Setup {
             failure_policy: "FAIL_OPEN",
             bind: Ipv4Addr::LOCALHOST,
             reach: Ipv4Addr::LOCALHOST,
-            precise_timer: false,
             log: "info",
             module: None,
         }
@@ -817,9 +814,6 @@ fn command(setup: &Setup, folder: &Path, epoch: usize) -> Command {
         .args(["--service-node", "testbed", "--service-cluster", "testbed"])
         .args(["--log-level", "warning", "--component-log-level"])
         .arg(format!("wasm:{}", setup.log));
-    if setup.precise_timer {
-        command.env("EVENT_PRECISE_TIMER", "1");
-    }
     command
 }
 
