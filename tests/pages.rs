@@ -161,6 +161,7 @@ impl Page {
         self.wrong_files(folder, &mut wrong);
         self.wrong_commands(&mut wrong);
         self.wrong_keys(&mut wrong);
+        self.wrong_functions(&mut wrong);
         wrong_metrics(&self.text, &mut wrong);
         wrong
     }
@@ -292,6 +293,29 @@ impl Page {
         }
     }
 }
+
+impl Page {
+    /// `Session::on_data`, if the type is the project's. Envoy's functions are in camel case.
+    fn wrong_functions(&self, wrong: &mut Vec<String>) {
+        let function = pattern(r"^([A-Z]\w+)::([a-z0-9_]+)$");
+        for code in &self.code {
+            let Some(found) = function.captures(code) else { continue };
+            let (owner, name) = (&found[1], &found[2]);
+            let own = pattern(&format!(r"\b(?:struct|enum|trait) {owner}\b"));
+            if own.is_match(&SOURCE) && !pattern(&format!(r"\bfn {name}\b")).is_match(&SOURCE) {
+                wrong.push(format!("no function {code}"));
+            }
+        }
+    }
+}
+
+/// The filter's and its rules' source.
+static SOURCE: LazyLock<String> = LazyLock::new(|| {
+    let source = |file: &&String| {
+        (file.starts_with("src/") || file.starts_with("crates/core/src/")) && file.ends_with(".rs")
+    };
+    FILES.iter().filter(source).map(|file| read(file)).collect()
+});
 
 /// Also in the text of dashboards.
 fn wrong_metrics(text: &str, wrong: &mut Vec<String>) {
@@ -476,6 +500,7 @@ fn what_is_not_there_is_found() {
         ("`closeTimeout`", "no key closeTimeout"),
         ("`{\"atach\": \"http\"}`", "no key atach"),
         ("`maxAge.within`", "no key maxAge.within"),
+        ("`Session::no_such`", "no function Session::no_such"),
         ("websocket_opened", "websocket_opened"),
         ("`websocket.sent.unpaired`", "websocket.sent.unpaired"),
         ("`websocket_nothing_…`", "websocket_nothing"),

@@ -95,6 +95,22 @@ impl fmt::Display for Verdict {
 mod tests {
     use super::*;
 
+    /// The operator's page explains each of them.
+    #[test]
+    fn in_the_page() {
+        let page = include_str!("../../../docs/operate.md");
+        for (close, end, ms) in [
+            (true, End::Fin, 1),
+            (true, End::Fin, 1000),
+            (true, End::Rst, 1),
+            (false, End::Fin, 0),
+            (true, End::Never, 15_000),
+        ] {
+            let verdict = Verdict::of(close, end, Duration::from_millis(ms));
+            assert!(page.contains(&format!("| `{verdict}` |")), "{verdict}");
+        }
+    }
+
     #[test]
     fn in_words() {
         let say = |close, end, ms| Verdict::of(close, end, Duration::from_millis(ms)).to_string();
