@@ -71,6 +71,45 @@ async fn verdicts() {
     }
 }
 
+/// Each proxy with the filter takes a second away, the outermost first: docs/operate.md has this table.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_proxy_after_the_other() {
+    let server = Server::start().await;
+    let page = fs::read_to_string(fetch::root().join("docs/operate.md")).expect("a page");
+    for (outer, inner, row, waits, does_not_wait) in [
+        (
+            Mode::Default,
+            Mode::Default,
+            "neither, or in observe mode",
+            "delayed by 2.0 s",
+            "delayed by 2.0 s",
+        ),
+        (Mode::Filter, Mode::Default, "the gateway", "delayed by 1.0 s", "delayed by 1.0 s"),
+        (
+            Mode::Default,
+            Mode::Filter,
+            "the sidecar only",
+            "delayed by 1.0 s",
+            "reset after the Close frame, delayed by 1.0 s",
+        ),
+        // Here FIN or RST after the last is a matter of microseconds.
+        (Mode::Filter, Mode::Filter, "both", "clean", ""),
+    ] {
+        assert!(page.contains(&format!("| {row} | `{waits}` | `{does_not_wait}")), "{row}");
+        let inner = Setup::new(inner).start(server.address).await;
+        let outer = Setup::new(outer).start(inner.address()).await;
+        for (behaviour, verdict) in [(Behaviour::Waits, waits), (Behaviour::Hasty, does_not_wait)] {
+            let url = format!("ws://{}{}", outer.address(), path(behaviour, true, 4321));
+            let text = stdout(&probe(&[&url, "--server-close"]));
+            assert!(
+                text.contains(&format!("verdict    {verdict}")),
+                "{row}, {behaviour:?}: {text}"
+            );
+            assert!(text.contains("code       4321"), "{row}, {behaviour:?}: {text}");
+        }
+    }
+}
+
 /// JSON for programs, and counting.
 #[tokio::test(flavor = "multi_thread")]
 async fn output() {
