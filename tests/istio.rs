@@ -391,7 +391,7 @@ async fn baselines() {
         }
         // As the walk-through of the sample application has it.
         let said = probe(&url);
-        assert!(said.contains("verdict    2.0 s late: two proxies; older Chrome"), "{said}");
+        assert!(said.contains("verdict    delayed by 2.0 s: two proxies; older Chrome"), "{said}");
         delayed(sample.gateway, Transport::Tcp, "localhost").await;
     }
 }
@@ -439,7 +439,7 @@ async fn per_chain(release: Release, manifest: &str) {
     // As an operator sees it.
     let url = format!("wss://localhost:{port}{}", path(Behaviour::Waits, true, 4321));
     let said = probe(&url);
-    assert!(said.contains("1.0 s late: one proxy with a delayed close"), "{said}");
+    assert!(said.contains("delayed by 1.0 s: one proxy with a delayed close"), "{said}");
 
     mesh.apply("per-chain", &with_image(&mesh, "network-per-chain.yaml"));
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
@@ -461,7 +461,7 @@ async fn per_chain_of_traffic_extensions() {
     per_chain(ISTIO_1_31, "traffic-extension.yaml").await;
 }
 
-/// The HTTP filter inside the composite filter: closes as ever, and plain requests never meet it.
+/// The HTTP filter inside the composite filter: every close is as before, and plain requests skip the filter.
 #[tokio::test(flavor = "multi_thread")]
 async fn low_cost() {
     let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
@@ -551,6 +551,97 @@ async fn less_than_the_mesh() {
     }
 }
 
+/// The overlays, with the image filled in by `make image`: which proxies each reaches, and that observing changes
+/// nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn kustomize() {
+    let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
+    let kustomize = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.2";
+    let Some(kustomize) = fetch::go_install(kustomize, "kustomize") else { return };
+    let sample = Sample::start(&mesh).await;
+    let proxies = sample.proxies(&mesh);
+    let ports = [sample.gateway.port(), sample.sidecar.port()];
+    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(attached).collect::<Vec<_>>();
+    for (overlay, reached) in [
+        ("observe-gateway", [true, false]),
+        ("enforce-gateway", [true, false]),
+        ("mesh", [true, true]),
+        ("network-per-chain", [true, true]),
+        ("workloads", [false, true]),
+    ] {
+        let folder = image().join("kustomize/overlays").join(overlay);
+        let text = fetch::run(Command::new(&kustomize).arg("build").arg(folder));
+        let text = text.replace(IMAGE, &format!("{}:0.1.0", mesh.images));
+        // The label that the pods of the test have.
+        let text = text.replace("ws-clean-close: enabled", "app: wssample");
+        mesh.apply("plugin", &text);
+        for (i, reached) in reached.into_iter().enumerate() {
+            wait_until(
+                || stand(i).iter().all(|attached| *attached == (reached, reached)),
+                || format!("{overlay}, proxy {i}: {:?}", stand(i)),
+            );
+        }
+        match overlay {
+            "observe-gateway" => {
+                delayed(sample.gateway, Transport::Tcp, "localhost").await;
+                assert_eq!(proxies[0].metric("websocket.closed.clean"), 2);
+            }
+            "mesh" => immediate(sample.gateway, Transport::Tcp, "localhost").await,
+            _ => {}
+        }
+    }
+}
+
+/// The names of a listener's HTTP filters, in the order of the control plane.
+fn order(envoy: &Envoy, port: u16) -> Vec<String> {
+    let chains = chains(envoy, port);
+    let filters = chains[0]["filters"].as_array().expect("filters");
+    let manager = filters.iter().find(|f| f["name"] == MANAGER).expect("a connection manager");
+    let http = manager["typed_config"]["http_filters"].as_array().expect("filters");
+    http.iter().map(|f| f["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// The HTTP filter is the last before the router: behind every other plugin of any priority, also a newer one in the
+/// proxy's own namespace. Both filters share one VM, however each is attached.
+#[tokio::test(flavor = "multi_thread")]
+async fn next_to_the_router_and_in_one_vm() {
+    let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
+    let sample = Sample::start(&mesh).await;
+    let plugins = with_image(&mesh, "wasm-plugin.yaml");
+    mesh.apply("plugin", &plugins);
+    let [gateway, sidecar] = sample.proxies(&mesh);
+    let port = sample.sidecar.port();
+    let vms = |envoy: &Envoy| envoy.admin("/stats?filter=wasm.envoy.wasm.runtime.v8.active");
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
+    let one = [vms(&gateway), vms(&sidecar)];
+
+    let others = ["-2147483646", "0", "10"].map(|priority| {
+        let (http, _) = plugins.split_once("---\n").expect("two plugins");
+        let name = format!("another-{}", priority.trim_start_matches('-'));
+        http.replace("ws-clean-close-http", &name)
+            .replace("priority: -2147483647", &format!("priority: {priority}"))
+            .replace("namespace: istio-system", "namespace: default")
+    });
+    mesh.apply("others", &others.join("---\n"));
+    wait_until(
+        || order(&sidecar, port).iter().filter(|name| name.contains("another-")).count() == 3,
+        || format!("{:?}", order(&sidecar, port)),
+    );
+    let names = order(&sidecar, port);
+    let ours = names.iter().position(|name| name.contains("ws-clean-close-http")).expect("ours");
+    let last = names.iter().rposition(|name| name.contains("another-")).expect("theirs");
+    assert!(last < ours, "{names:#?}");
+    mesh.delete("others");
+
+    // The HTTP filter by EnvoyFilter, the network filter by WasmPlugin.
+    let (_, network) = plugins.split_once("---\n").expect("two plugins");
+    mesh.apply("plugin", network);
+    mesh.apply("low-cost", &with_image(&mesh, "filter-low-cost.yaml"));
+    let fresh = sample.proxies(&mesh);
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
+    assert_eq!(fresh.each_ref().map(vms), one);
+}
+
 /// Both filters from a file of the proxy's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn local_file() {
@@ -561,9 +652,12 @@ async fn local_file() {
     assert_eq!(manifest.matches(there).count(), 2);
     mesh.apply("filter", &manifest.replace(there, &fetch::module().display().to_string()));
     let [gateway, sidecar] = sample.proxies(&mesh);
-    for chain in chains(&sidecar, sample.sidecar.port()) {
-        assert_eq!(attached(&chain), (true, true), "{chain:#}");
-    }
+    // The proxy may have asked before the control plane had read the file.
+    let stand = || chains(&sidecar, sample.sidecar.port());
+    wait_until(
+        || stand().iter().all(|c| attached(c) == (true, true)),
+        || format!("{:#?}", stand()),
+    );
     core_closes(sample.sidecar).await;
     assert_eq!(sidecar.metric("websocket.unpaired"), 0);
 

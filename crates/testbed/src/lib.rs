@@ -6,6 +6,8 @@
 pub mod browser;
 pub mod client;
 pub mod closing;
+#[cfg(feature = "manifests")]
+pub mod crds;
 pub mod envoy;
 pub mod fetch;
 #[cfg(feature = "http2")]
