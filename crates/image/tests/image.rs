@@ -13,10 +13,14 @@ use testbed::fetch;
 
 /// What `make image` writes and prints.
 fn make(name: &str) -> (PathBuf, String) {
+    make_with(name, probe())
+}
+
+fn make_with(name: &str, probe: Option<&Path>) -> (PathBuf, String) {
     let folder = fetch::folder(&format!("image-{}-{name}", std::process::id()));
     let mut command = Command::new(fetch::program("image"));
     command.args(["--image", "localhost:5000/x:1", "--to"]).arg(&folder);
-    command.args(probe().map(|probe| format!("--probe={}", probe.display())));
+    command.args(probe.map(|probe| format!("--probe={}", probe.display())));
     let printed = fetch::run(&mut command);
     (folder, printed)
 }
@@ -111,6 +115,30 @@ fn a_release() {
         assert!(names.contains(&&name[..]), "{name} is not in {names:?}");
     }
     assert_eq!(fs::read_dir(&dist).expect("a folder").count(), names.len() + 1);
+    fs::remove_dir_all(image).expect("the testbed's folder is writable");
+}
+
+/// On a machine that cannot build the static probe: a line that says so, and a release without it.
+#[test]
+fn a_release_without_the_probe() {
+    let (image, _) = make_with("no-probe", None);
+    let elsewhere = image.join("elsewhere");
+    fs::create_dir(&elsewhere).expect("the folder is writable");
+    let uname = elsewhere.join("uname");
+    fs::write(&uname, "#!/bin/sh\necho Darwin\n").expect("the folder is writable");
+    fetch::run(Command::new("chmod").arg("+x").arg(&uname));
+    let path = format!("{}:{}", elsewhere.display(), std::env::var("PATH").expect("a PATH"));
+    let script = fetch::root().join("scripts/build-probe");
+    let output = Command::new(script).env("PATH", path).output().expect("the script runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error.starts_with("build-probe: no static probe: ") && error.lines().count() == 1);
+    assert!(output.stdout.is_empty());
+
+    let dist = image.join("dist");
+    fetch::run(Command::new(fetch::root().join("scripts/release")).args([&image, &dist]));
+    let sums = fs::read_to_string(dist.join("SHA256SUMS")).expect("written");
+    assert!(sums.contains("wasm-plugin.yaml") && !sums.contains("probe"), "{sums}");
     fs::remove_dir_all(image).expect("the testbed's folder is writable");
 }
 
