@@ -152,7 +152,7 @@ interop: tools
 	cargo test --test interop -- --ignored --nocapture
 
 soak: tools
-	cargo test --test soak -- --ignored --nocapture
+	cargo test --test stress -- --ignored --nocapture soak
 
 # Core; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
 fuzz: tools

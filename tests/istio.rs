@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use testbed::closing::{open, plan};
 use testbed::istio::{Mesh, Proxy, Release, ISTIO_1_28, ISTIO_1_31};
 use testbed::manifests::shipped;
 use testbed::server::{path, Behaviour};
-use testbed::{envoy, fetch, tls, wire, Client, Ending, Envoy, Plan, Server};
+use testbed::{envoy, fetch, tls, wire, Client, Ending, Envoy, Plan, Server, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -143,7 +144,7 @@ fn types(filter: &Value) -> String {
 
 /// Whether the network filter stands in front of the HTTP connection manager, and the HTTP filter in
 /// front of the router.
-fn filters(chain: &Value) -> (bool, bool) {
+fn attached(chain: &Value) -> (bool, bool) {
     let filters = chain["filters"].as_array().expect("filters");
     let manager = filters.iter().position(|f| f["name"] == MANAGER).expect("a connection manager");
     let network = filters.iter().position(|f| types(f).contains(NETWORK));
@@ -166,40 +167,38 @@ fn delays(chains: &[Value]) -> Vec<Option<String>> {
 
 async fn close_at(
     address: SocketAddr,
-    tls: bool,
+    transport: Transport,
     host: &str,
     b: Behaviour,
     by_server: bool,
 ) -> Ending {
     let path = path(b, by_server, 4321);
-    let client = Client::open_at(address, tls, host, &path).await;
+    let client = Client::open_at(address, transport, host, &path).await;
     let client = client.unwrap_or_else(|e| panic!("{b:?}: {e}"));
-    let plan = if by_server { Plan::default() } else { Plan::close(4000) };
-    let plan =
-        Plan { distance: Duration::from_millis(1), patience: Duration::from_secs(6), ..plan };
-    client.run(&plan).await
+    let (distance, patience) = (Duration::from_millis(1), Duration::from_secs(6));
+    client.run(&Plan { distance, patience, ..plan(by_server) }).await
 }
 
-/// Every behaviour of a server, whoever begins: the code, prompt and clean where there is a Close frame.
+/// Every behaviour of a server, whoever begins: the code, immediate, and clean if there is a Close frame.
 async fn core_closes(address: SocketAddr) {
     use Behaviour::*;
     for (behaviour, by_server, code, clean) in [
         (Waits, true, 4321, true),
-        (Hasty, true, 4321, true),
-        (Slams, true, 4321, true),
+        (FinWithoutWaiting, true, 4321, true),
+        (ClosesUnread, true, 4321, true),
         (Resets, true, 4321, true),
         (ByteByByte, true, 4321, true),
-        (Vanishes, true, 1006, false),
+        (FinWithoutClose, true, 1006, false),
         (DiesInFrame, true, 1006, false),
         (Waits, false, 4000, true),
-        (Hasty, false, 4000, true),
-        (Slams, false, 4000, true),
+        (FinWithoutWaiting, false, 4000, true),
+        (ClosesUnread, false, 4000, true),
         (Resets, false, 4000, true),
-        (Vanishes, false, 4000, true),
+        (FinWithoutClose, false, 4000, true),
         (DiesInFrame, false, 1006, false),
     ] {
         for _ in 0..4 {
-            let ending = close_at(address, false, "localhost", behaviour, by_server).await;
+            let ending = close_at(address, Transport::Tcp, "localhost", behaviour, by_server).await;
             let what = format!("{behaviour:?}, by server: {by_server}: {ending:?}");
             assert_eq!((ending.code(), ending.is_clean()), (code, clean), "{what}");
             assert!(ending.ms() < 600.0, "{what}");
@@ -232,7 +231,7 @@ async fn both_filters(release: Release, manifest: &str) {
         let chains = chains(envoy, address.port());
         assert!(!chains.is_empty());
         for chain in &chains {
-            assert_eq!(filters(chain), (true, true), "{chain:#}");
+            assert_eq!(attached(chain), (true, true), "{chain:#}");
         }
     }
     core_closes(sample.sidecar).await;
@@ -245,11 +244,10 @@ async fn both_filters(release: Release, manifest: &str) {
         assert!(ejections.lines().all(|line| line.ends_with(": 0")), "{ejections}");
     }
 
-    // A new configuration while WebSockets are open: those end as promptly, and new ones know it.
-    let mut open = Vec::new();
+    // A new configuration while WebSockets are open: those end as immediately, and new ones know it.
+    let mut before_the_change = Vec::new();
     for _ in 0..20 {
-        let client = Client::open(sample.gateway, false, "/echo?by=client").await;
-        open.push(client.expect("a WebSocket"));
+        before_the_change.push(open(sample.gateway, "/echo?by=client").await);
     }
     let abnormal = "attach: http, abnormalClose: { code: 1012, reason: restarting }";
     let changed = with_image(&mesh, manifest);
@@ -257,37 +255,38 @@ async fn both_filters(release: Release, manifest: &str) {
     let (before, _) = before.rsplit_once("pluginConfig:").expect("its configuration");
     let changed = format!("{before}pluginConfig: {{ {abnormal} }}{after}");
     mesh.apply("plugin", &changed);
-    let vanishes = || close_at(sample.gateway, false, "localhost", Behaviour::Vanishes, true);
+    let gone =
+        || close_at(sample.gateway, Transport::Tcp, "localhost", Behaviour::FinWithoutClose, true);
     let patience = Instant::now() + Duration::from_secs(20);
     loop {
-        let ending = vanishes().await;
+        let ending = gone().await;
         if ending.close == Some((1012, "restarting".to_owned())) {
             break;
         }
         assert!(Instant::now() < patience, "the change did not arrive: {}", mesh.log());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    for client in open {
+    for client in before_the_change {
         let ending = client.run(&Plan::close(4000)).await;
         assert!(ending.is_clean() && ending.ms() < 600.0, "opened before the change: {ending:?}");
     }
-    immediate(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
 }
 
-/// Clean closes, prompt each.
-async fn immediate(address: SocketAddr, tls: bool, host: &str) {
+/// Clean closes, immediate each.
+async fn immediate(address: SocketAddr, transport: Transport, host: &str) {
     for by_server in [true, false] {
         for _ in 0..5 {
-            let ending = close_at(address, tls, host, Behaviour::Waits, by_server).await;
+            let ending = close_at(address, transport, host, Behaviour::Waits, by_server).await;
             assert!(ending.is_clean() && ending.ms() < 600.0, "{host}: {ending:?}");
         }
     }
 }
 
-/// Clean closes, late each.
-async fn delayed(address: SocketAddr, tls: bool, host: &str) {
+/// Clean closes, delayed each.
+async fn delayed(address: SocketAddr, transport: Transport, host: &str) {
     for by_server in [true, false] {
-        let ending = close_at(address, tls, host, Behaviour::Waits, by_server).await;
+        let ending = close_at(address, transport, host, Behaviour::Waits, by_server).await;
         assert!(ending.is_clean() && ending.ms() > 800.0, "{host}: {ending:?}");
     }
 }
@@ -312,13 +311,13 @@ async fn fails_open() {
         manifest.split_once("  sha256: \"").expect("a digest").1.get(..64).expect("64 digits");
     mesh.apply("plugin", &manifest.replace(digest, &"0".repeat(64)));
     let [gateway, _sidecar] = sample.proxies(&mesh);
-    delayed(sample.gateway, false, "localhost").await;
+    delayed(sample.gateway, Transport::Tcp, "localhost").await;
     assert_eq!(gateway.metric("websocket.upgrades"), 0);
     // What the walk-through of the sample application says of this state: a pod out of work.
     let mut tasks = Vec::new();
     for _ in 0..20 {
         let address = sample.gateway;
-        let close = close_at(address, false, "localhost", Behaviour::Waits, true);
+        let close = close_at(address, Transport::Tcp, "localhost", Behaviour::Waits, true);
         tasks.push(tokio::spawn(close));
     }
     for task in tasks {
@@ -385,7 +384,7 @@ async fn baselines() {
                 wait_until(as_said, || format!("{name}: {:?}", delays(&chains(envoy, port))));
             }
             if reached == [true, true] {
-                immediate(sample.gateway, false, "localhost").await;
+                immediate(sample.gateway, Transport::Tcp, "localhost").await;
                 let said = probe(&url);
                 assert!(said.contains("verdict    clean in "), "{said}");
             }
@@ -393,7 +392,7 @@ async fn baselines() {
         // As the walk-through of the sample application has it.
         let said = probe(&url);
         assert!(said.contains("verdict    delayed by 2.0 s: two proxies; older Chrome"), "{said}");
-        delayed(sample.gateway, false, "localhost").await;
+        delayed(sample.gateway, Transport::Tcp, "localhost").await;
     }
 }
 
@@ -429,13 +428,13 @@ async fn per_chain(release: Release, manifest: &str) {
     mesh.apply("plugin", &with_image(&mesh, manifest));
     let [gateway, _sidecar] = sample.proxies(&mesh);
     let port = sample.gateway.port();
-    let stand = || chains(&gateway, port).iter().map(filters).collect::<Vec<_>>();
+    let stand = || chains(&gateway, port).iter().map(attached).collect::<Vec<_>>();
 
-    // The trap. Should Istio mend it, this fails, and the way round is not needed any more.
+    // The trap. Should Istio mend it, this fails, and the workaround is not needed any more.
     assert_eq!(stand(), [(true, true), (false, true)]);
-    immediate(sample.gateway, true, TWO[0]).await;
+    immediate(sample.gateway, Transport::Tls, TWO[0]).await;
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
-    delayed(sample.gateway, true, TWO[1]).await;
+    delayed(sample.gateway, Transport::Tls, TWO[1]).await;
     assert_eq!(gateway.metric("websocket.unpaired"), 2);
     // As an operator sees it.
     let url = format!("wss://localhost:{port}{}", path(Behaviour::Waits, true, 4321));
@@ -445,7 +444,7 @@ async fn per_chain(release: Release, manifest: &str) {
     mesh.apply("per-chain", &with_image(&mesh, "network-per-chain.yaml"));
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
     for host in TWO {
-        immediate(sample.gateway, true, host).await;
+        immediate(sample.gateway, Transport::Tls, host).await;
     }
     let said = probe(&url);
     assert!(said.contains("verdict    clean in "), "{said}");
@@ -475,7 +474,7 @@ async fn low_cost() {
     for (envoy, address) in proxies.iter().zip([sample.gateway, sample.sidecar]) {
         for chain in chains(envoy, address.port()) {
             // The HTTP filter is deeper inside.
-            assert_eq!(filters(&chain), (true, false), "{chain:#}");
+            assert_eq!(attached(&chain), (true, false), "{chain:#}");
             assert!(chain.to_string().contains("ws-clean-close-low-cost"), "{chain:#}");
         }
     }
@@ -498,7 +497,7 @@ async fn low_cost() {
         assert_eq!(http.count(), 0, "{log}");
         // The log would show it.
     }
-    immediate(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
     assert!(proxies[0].log().contains("proxy_on_response_headers"), "{}", proxies[0].log());
 }
 
@@ -520,7 +519,7 @@ async fn less_than_the_mesh() {
     let sample = Sample::start(&mesh).await;
     let proxies = sample.proxies(&mesh);
     let ports = [sample.gateway.port(), sample.sidecar.port()];
-    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(filters).collect::<Vec<_>>();
+    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(attached).collect::<Vec<_>>();
     let manifest = with_image(&mesh, "wasm-plugin.yaml");
     let spec = |more: &str| manifest.replace("\nspec:\n", &format!("\nspec:\n{more}\n"));
     let workload = |labels: &str| spec(&format!("  selector: {{ matchLabels: {{ {labels} }} }}"));
@@ -544,7 +543,7 @@ async fn less_than_the_mesh() {
             mesh.apply("plugin", text);
             for (i, reached) in reached.into_iter().enumerate() {
                 wait_until(
-                    || stand(i).iter().all(|filters| *filters == (reached, reached)),
+                    || stand(i).iter().all(|attached| *attached == (reached, reached)),
                     || format!("{what}, proxy {i}: {:?}", stand(i)),
                 );
             }
@@ -562,7 +561,7 @@ async fn kustomize() {
     let sample = Sample::start(&mesh).await;
     let proxies = sample.proxies(&mesh);
     let ports = [sample.gateway.port(), sample.sidecar.port()];
-    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(filters).collect::<Vec<_>>();
+    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(attached).collect::<Vec<_>>();
     for (overlay, reached) in [
         ("observe-gateway", [true, false]),
         ("enforce-gateway", [true, false]),
@@ -578,16 +577,16 @@ async fn kustomize() {
         mesh.apply("plugin", &text);
         for (i, reached) in reached.into_iter().enumerate() {
             wait_until(
-                || stand(i).iter().all(|filters| *filters == (reached, reached)),
+                || stand(i).iter().all(|attached| *attached == (reached, reached)),
                 || format!("{overlay}, proxy {i}: {:?}", stand(i)),
             );
         }
         match overlay {
             "observe-gateway" => {
-                delayed(sample.gateway, false, "localhost").await;
+                delayed(sample.gateway, Transport::Tcp, "localhost").await;
                 assert_eq!(proxies[0].metric("websocket.closed.clean"), 2);
             }
-            "mesh" => immediate(sample.gateway, false, "localhost").await,
+            "mesh" => immediate(sample.gateway, Transport::Tcp, "localhost").await,
             _ => {}
         }
     }
@@ -613,7 +612,7 @@ async fn next_to_the_router_and_in_one_vm() {
     let [gateway, sidecar] = sample.proxies(&mesh);
     let port = sample.sidecar.port();
     let vms = |envoy: &Envoy| envoy.admin("/stats?filter=wasm.envoy.wasm.runtime.v8.active");
-    immediate(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
     let one = [vms(&gateway), vms(&sidecar)];
 
     let others = ["-2147483646", "0", "10"].map(|priority| {
@@ -639,7 +638,7 @@ async fn next_to_the_router_and_in_one_vm() {
     mesh.apply("plugin", network);
     mesh.apply("low-cost", &with_image(&mesh, "filter-low-cost.yaml"));
     let fresh = sample.proxies(&mesh);
-    immediate(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
     assert_eq!(fresh.each_ref().map(vms), one);
 }
 
@@ -655,7 +654,10 @@ async fn local_file() {
     let [gateway, sidecar] = sample.proxies(&mesh);
     // The proxy may have asked before the control plane had read the file.
     let stand = || chains(&sidecar, sample.sidecar.port());
-    wait_until(|| stand().iter().all(|c| filters(c) == (true, true)), || format!("{:#?}", stand()));
+    wait_until(
+        || stand().iter().all(|c| attached(c) == (true, true)),
+        || format!("{:#?}", stand()),
+    );
     core_closes(sample.sidecar).await;
     assert_eq!(sidecar.metric("websocket.unpaired"), 0);
 
@@ -667,10 +669,10 @@ async fn local_file() {
         .replace("namespace: default", "namespace: istio-system")
         .replace("app: wssample", "istio: ingressgateway");
     mesh.apply("filter-of-gateways", &manifest);
-    let stand = || chains(&gateway, sample.gateway.port()).iter().map(filters).collect::<Vec<_>>();
+    let stand = || chains(&gateway, sample.gateway.port()).iter().map(attached).collect::<Vec<_>>();
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
     for host in TWO {
-        immediate(sample.gateway, true, host).await;
+        immediate(sample.gateway, Transport::Tls, host).await;
     }
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
 }

@@ -10,15 +10,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
-use testbed::{http2, wire, Envoy, Mode, Setup};
+use testbed::closing::IMMEDIATE;
+use testbed::{http2, wire, Envoy, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-/// Not a second late, on a machine that is busy with other things.
-const IMMEDIATE: Duration = Duration::from_millis(500);
 const MS: Duration = Duration::from_millis(1);
 
 /// A server whose 101 has these two headers behind its status, and whose WebSockets do what `life` says.
@@ -146,8 +145,8 @@ async fn all_modes(server: SocketAddr, setup: Setup) -> Envoy {
     let beside = |mode| {
         let plain = Setup::new(mode);
         Setup {
-            http_half: plain.http_half,
-            network_half: plain.network_half,
+            http_filter: plain.http_filter,
+            network_filter: plain.network_filter,
             delayed_close_timeout: plain.delayed_close_timeout,
             ..setup.clone()
         }
@@ -569,6 +568,23 @@ async fn frames_in_front_of_the_101() {
     assert_eq!(envoy.metric("websocket.sent.answer"), 1);
     let failures = envoy.access_log(1).iter().filter(|line| line["flags"] == "UC").count();
     assert_eq!(failures, 1, "the one that was not answered");
+}
+
+/// The same to a server that sends every byte back, masked as it came, which RFC 6455 §5.1 forbids: the
+/// bytes pass, and are not followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_before_the_101() {
+    let server = Server::start().await;
+    let envoy = Setup::new(Mode::Filter).start(server.address).await;
+    let mut tcp = TcpStream::connect(envoy.address()).await.expect("a connection");
+    let mut said = wire::opening_handshake("/mirror?after=300").into_bytes();
+    let message = wire::message(b"early", true);
+    said.extend(&message);
+    tcp.write_all(&said).await.expect("open");
+    let (_, mut heard) = wire::read_head(&mut tcp).await.expect("a response");
+    tcp.read_to_end(&mut heard).await.expect("FIN");
+    assert_eq!(heard, message);
+    assert_eq!(envoy.metric("websocket.untracked"), 1);
 }
 
 /// A limit that may not act: it is counted, and what comes later is as without it.

@@ -32,7 +32,7 @@ async fn close(address: SocketAddr, by_server: bool) -> (f64, bool) {
     // The client is there for a moment, so that nothing of the opening is left.
     const OPEN: Duration = Duration::from_millis(20);
     let path = if by_server { "/waits?by=server&after=20&stamp=1" } else { "/waits?by=client" };
-    let client = Client::open(address, false, path).await.expect("a WebSocket");
+    let client = Client::open(address, path).await.expect("a WebSocket");
     if by_server {
         let ending = client.run(&Plan::default()).await;
         let now = micros();

@@ -41,7 +41,7 @@ impl Flood {
     async fn read(self, address: SocketAddr, bytes: usize) {
         let singly = if self.singly { "&singly=1" } else { "" };
         let path = format!("/flood?by=server&size={}&bytes={bytes}{singly}", self.size);
-        let mut client = Client::open(address, false, &path).await.expect("a WebSocket");
+        let mut client = Client::open(address, &path).await.expect("a WebSocket");
         let mut buffer = vec![0; 1 << 18];
         // What came with the response is there already.
         let mut left = bytes.saturating_sub(client.frames.left_over());
@@ -54,7 +54,7 @@ impl Flood {
 
     async fn write(self, address: SocketAddr, bytes: usize) {
         let path = format!("/sink?by=client&bytes={bytes}");
-        let mut client = Client::open(address, false, &path).await.expect("a WebSocket");
+        let mut client = Client::open(address, &path).await.expect("a WebSocket");
         let batch = if self.singly {
             wire::message(&vec![b'm'; self.size], true)
         } else {

@@ -52,8 +52,8 @@ async fn verdicts() {
             "reset after the Close frame: browsers report wasClean=false",
             1,
         ),
-        (direct, by(Vanishes, true), true, "no Close frame: browsers report 1006", 1),
-        (direct, by(Hasty, false), false, "no Close frame: browsers report 1006", 1),
+        (direct, by(FinWithoutClose, true), true, "no Close frame: browsers report 1006", 1),
+        (direct, by(FinWithoutWaiting, false), false, "no Close frame: browsers report 1006", 1),
         (direct, by(NeverCloses, true), true, "TCP still open after 2 s", 1),
     ] {
         let url = format!("ws://{address}{path}");
@@ -98,7 +98,9 @@ async fn one_proxy_after_the_other() {
         assert!(page.contains(&format!("| {row} | `{waits}` | `{does_not_wait}")), "{row}");
         let inner = Setup::new(inner).start(server.address).await;
         let outer = Setup::new(outer).start(inner.address()).await;
-        for (behaviour, verdict) in [(Behaviour::Waits, waits), (Behaviour::Hasty, does_not_wait)] {
+        for (behaviour, verdict) in
+            [(Behaviour::Waits, waits), (Behaviour::FinWithoutWaiting, does_not_wait)]
+        {
             let url = format!("ws://{}{}", outer.address(), path(behaviour, true, 4321));
             let text = stdout(&probe(&[&url, "--server-close"]));
             assert!(
@@ -303,7 +305,13 @@ async fn expected_codes() {
         (by(Behaviour::Waits, true, 4321), true, "1001", "expected   1001: another code came", 3),
         (by(Behaviour::Waits, false, 0), false, "1000", "expected   1000: it came", 0),
         (by(Behaviour::Resets, true, 4321), true, "1001", "expected   1001: another code came", 1),
-        (by(Behaviour::Vanishes, true, 0), true, "1001", "expected   1001: another code came", 1),
+        (
+            by(Behaviour::FinWithoutClose, true, 0),
+            true,
+            "1001",
+            "expected   1001: another code came",
+            1,
+        ),
     ] {
         let mut arguments = vec![url.as_str(), "--expect", expected];
         arguments.extend(server_close.then_some("--server-close"));

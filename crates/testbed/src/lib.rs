@@ -5,6 +5,7 @@
 
 pub mod browser;
 pub mod client;
+pub mod closing;
 #[cfg(feature = "manifests")]
 pub mod crds;
 pub mod envoy;
@@ -26,9 +27,12 @@ pub mod peers;
 pub mod proxies;
 pub mod server;
 pub mod streams;
+#[cfg(feature = "tls")]
 pub mod tls;
 pub mod wire;
 
+#[cfg(feature = "tls")]
+pub use client::Transport;
 pub use client::{Client, End, Ending, Plan};
 pub use envoy::{Envoy, Mode, Setup, Streams};
 pub use server::Server;
