@@ -483,7 +483,7 @@ fn everything_mentioned_is_there() {
 #[test]
 fn what_is_not_there_is_found() {
     let right = "[a](README.md#configure), README.md, \"Configure\", `make test`, `src/lib.rs`, closes.rs, \
-        `cargo test --test drain`, `maxAge.claim`, `{\"drain\": {\"within\": \"1s\"}}`, `websocket.sent.drain`";
+        `cargo test --test closing`, `maxAge.claim`, `{\"drain\": {\"within\": \"1s\"}}`, `websocket.sent.drain`";
     assert_eq!(Page::markdown(right).wrong(""), Vec::<String>::new());
     for (text, says) in [
         ("[a](no-page.md)", "no no-page.md"),
