@@ -73,7 +73,7 @@ async fn main() -> ExitCode {
     let unanswered = path(Behaviour::FinWithoutWaiting, false, 0);
     let endings =
         each(&stands, async |stand| closes(&stand.choice, &unanswered, &plan).await).await;
-    rows.push(codes("the server never answered, 4000", &endings, 4000));
+    rows.push(codes("the server ends TCP, no answer, 4000", &endings, 4000));
 
     say(&format!("{UPLOADS} uploads of 3 MB that are answered 403 at once"));
     let arrived: Vec<u32> =
