@@ -738,6 +738,11 @@ impl Envoy {
         nanos.sum::<f64>() / 1e9
     }
 
+    /// Where the admin interface is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// A page of the admin interface.
     pub fn admin(&self, path: &str) -> String {
         get(self.admin, path).unwrap_or_else(|| panic!("Envoy's {path} cannot be had"))
