@@ -60,7 +60,7 @@ fn wrong_workflows_are_refused() {
         ("needs: test", "needs: tests", "tests"),
         ("id-token: write", "id-tokens: write", "id-tokens"),
         ("steps.version.outputs", "steps.versions.outputs", "versions"),
-        ("subject-digest:", "digest:", "digest"),
+        ("timeout-minutes: 60", "timeout-minute: 60", "timeout-minute"),
     ] {
         assert!(right.contains(from), "{from}");
         fs::write(&file, right.replace(from, to)).expect("the testbed's folder is writable");
@@ -103,6 +103,23 @@ fn what_workflows_run_is_there() {
     }
     assert!(targets.contains("release"), "{targets:?}");
     assert!(paths.contains(".ci/run"), "{paths:?}");
+}
+
+/// Actions are named by commit, with the version beside it for dependabot and the reader: a tag can be moved.
+#[test]
+fn actions_are_pinned() {
+    let uses = Regex::new(r"uses: (\S+)(.*)").expect("a pattern");
+    let pinned = Regex::new(r"^[\w-]+/[\w-]+@[0-9a-f]{40}$").expect("a pattern");
+    let version = Regex::new(r"^ # v\d+\.\d+\.\d+$").expect("a pattern");
+    let mut count = 0;
+    for (file, text) in files("workflows") {
+        for found in uses.captures_iter(&text).filter(|found| !found[1].starts_with("./")) {
+            let fine = pinned.is_match(&found[1]) && version.is_match(&found[2]);
+            assert!(fine, "{}: {}", file.display(), &found[0]);
+            count += 1;
+        }
+    }
+    assert!(count >= 8, "{count}");
 }
 
 /// A release is tested first, and signed without a key that somebody keeps.

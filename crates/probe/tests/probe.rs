@@ -71,43 +71,36 @@ async fn verdicts() {
     }
 }
 
-/// Each proxy with the filter takes a second away, the outermost first: docs/operate.md has this table.
+/// Each proxy with the filter takes a second away, the outermost first: docs/operate.md has this table. FIN or RST
+/// behind a server that does not wait is not looked at: on one machine it is random.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_proxy_after_the_other() {
     let server = Server::start().await;
     let page = fs::read_to_string(fetch::root().join("docs/operate.md")).expect("a page");
-    for (outer, inner, row, waits, does_not_wait) in [
-        (
-            Mode::Default,
-            Mode::Default,
-            "neither, or in observe mode",
-            "delayed by 2.0 s",
-            "delayed by 2.0 s",
-        ),
-        (Mode::Filter, Mode::Default, "the gateway", "delayed by 1.0 s", "delayed by 1.0 s"),
-        (
-            Mode::Default,
-            Mode::Filter,
-            "the sidecar only",
-            "delayed by 1.0 s",
-            "reset after the Close frame, delayed by 1.0 s",
-        ),
-        // Here FIN or RST after the last is a matter of microseconds.
-        (Mode::Filter, Mode::Filter, "both", "clean", ""),
+    for (outer, inner, row, seconds) in [
+        (Mode::Default, Mode::Default, "neither, or in observe mode", 2),
+        (Mode::Filter, Mode::Default, "the gateway", 1),
+        (Mode::Default, Mode::Filter, "the sidecar only", 1),
+        (Mode::Filter, Mode::Filter, "both", 0),
     ] {
-        assert!(page.contains(&format!("| {row} | `{waits}` | `{does_not_wait}")), "{row}");
+        let verdict = match seconds {
+            0 => "clean".to_owned(),
+            seconds => format!("delayed by {seconds}.0 s"),
+        };
+        assert!(page.contains(&format!("| {row} | `{verdict}` | `{verdict}`")), "{row}");
         let inner = Setup::new(inner).start(server.address).await;
         let outer = Setup::new(outer).start(inner.address()).await;
-        for (behaviour, verdict) in
-            [(Behaviour::Waits, waits), (Behaviour::FinWithoutWaiting, does_not_wait)]
-        {
+        for behaviour in [Behaviour::Waits, Behaviour::FinWithoutWaiting] {
             let url = format!("ws://{}{}", outer.address(), path(behaviour, true, 4321));
-            let text = stdout(&probe(&[&url, "--server-close"]));
-            assert!(
-                text.contains(&format!("verdict    {verdict}")),
-                "{row}, {behaviour:?}: {text}"
-            );
-            assert!(text.contains("code       4321"), "{row}, {behaviour:?}: {text}");
+            let output = probe(&[&url, "--server-close", "--json"]);
+            let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            assert_eq!(report["code"], 4321, "{row}, {behaviour:?}: {report}");
+            let ms = report["ms"].as_f64().expect("a number");
+            assert_eq!((ms / 1000.0).round() as u32, seconds, "{row}, {behaviour:?}: {report}");
+            if behaviour == Behaviour::Waits {
+                let words = report["words"].as_str().expect("text");
+                assert!(words.starts_with(&verdict), "{row}: {report}");
+            }
         }
     }
 }
