@@ -3,9 +3,9 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo demo-page test test-istio test-envoy-gateway test-matrix lint wasm image release table picture page-picture
-.PHONY: interop soak fuzz audit advisories clean simulate mutants
-.PHONY: bench bench-report bench-scanner bench-scanner-baseline
+.PHONY: help demo demo-page test test-istio test-envoy-gateway test-matrix lint wasm probe image release sbom table picture page-picture
+.PHONY: interop soak fuzz audit advisories clean simulate mutants crds
+.PHONY: bench bench-compare bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
 
 help:
@@ -13,7 +13,8 @@ help:
 	@echo "  make demo         default, baseline and filter side by side on real Envoys"
 	@echo "  make demo-page    the same in your own browser: a page on localhost, until Ctrl-C"
 	@echo "  make wasm         the module: $(MODULE)"
-	@echo "  make image        the module as an OCI image, layout and archive, in target/image"
+	@echo "  make probe        the probe as a static binary for Linux (elsewhere: cargo install --path crates/probe)"
+	@echo "  make image        module and probe as OCI images, and the manifests that name them, in target/image"
 	@echo "Test"
 	@echo "  make test         format, lint and all tests on real Envoys, servers and browsers"
 	@echo "  make simulate     LIVES=1000000 simulated WebSockets in virtual time"
@@ -27,14 +28,17 @@ help:
 	@echo "Measure"
 	@echo "  make bench        what the filter costs: time, memory, size (ten minutes)"
 	@echo "  make bench-report write what it found into docs/performance.md and docs/plots"
+	@echo "  make bench-compare BASE=<commit>: floods, round trips and requests, before and after in one run"
 	@echo "  make bench-scanner the frame scanner alone, compared with 'make bench-scanner-baseline'"
 	@echo "  make table        measure the tables of the README and docs/http2.md and write them there"
 	@echo "  make picture      draw docs/dashboard.svg from a minute of real numbers"
 	@echo "  make page-picture take the demo page's pictures, docs/demo-page.png and docs/close.svg"
 	@echo "Release"
-	@echo "  make release      the module, its image, the manifests and their checksums, in target/dist"
+	@echo "  make release      module, probe, images, manifests and their checksums, in target/dist"
+	@echo "  make sbom         what is in module and probe, as CycloneDX, in target/sbom"
 	@echo "  make audit        licences and sources of all dependencies, by cargo-deny"
 	@echo "  make advisories   their known vulnerabilities; fetches the RustSec database"
+	@echo "  make crds         the schemas of Istio's CRDs in tests/istio, from Istio's Go module (needs Go)"
 	@echo "  make clean        removes everything that was built or fetched"
 
 need = @command -v $(1) >/dev/null || { echo "make: no $(1): $(2)"; exit 1; }
@@ -51,9 +55,12 @@ wasm:
 	@scripts/build-module
 	@echo "$(MODULE): $$(wc -c < $(MODULE)) bytes"
 
-# IMAGE=registry/name:tag is where it is going to be pushed: set in the manifests beside it.
+# IMAGE=registry/name:tag is where it is going to be pushed: set in the manifests beside it. PROBE_IMAGE: the same
+# for the probe, if not beside the other as ws-close-probe. Without a static probe it is left out.
 image: wasm
-	@cargo run --quiet --package image -- $(if $(IMAGE),--image $(IMAGE))
+	@probe=$$(scripts/build-probe) || [ $$? = 3 ] || exit 1; \
+	cargo run --quiet --package image -- $(if $(IMAGE),--image $(IMAGE)) \
+		$(if $(PROBE_IMAGE),--probe-image $(PROBE_IMAGE)) $${probe:+--probe "$$probe"}
 
 demo: tools
 	@cargo run --quiet --package demo
@@ -96,12 +103,22 @@ lint: wasm
 table: tools
 	UPDATE_README=1 cargo test --test scenarios --test http2 --test http3
 
+# The schemas of Istio's CRDs that the manifests are checked against; crates/testbed/src/crds.rs has the release.
+crds:
+	$(call need,go,install Go 1.26 or later from https://go.dev/dl)
+	UPDATE_CRDS=1 cargo test --quiet --test manifests kept_crds_are_istios
+
 # What the filter costs: docs/performance.md says how it is measured.
 bench: tools
 	cargo bench --package benches --bench cost
 
 bench-report: tools
 	cargo bench --quiet --package benches --bench cost -- report
+
+# ITEMS: some of them.
+bench-compare: tools
+	@test -n "$(BASE)" || { echo "make: BASE=<commit>: what to compare with"; exit 1; }
+	@scripts/bench-compare "$(BASE)" $(or $(ITEMS),floods pingpong requests)
 
 # Keeps the scanner's present figures, to compare with.
 bench-scanner-baseline: tools
@@ -121,16 +138,26 @@ picture: tools
 page-picture: tools
 	cargo run --quiet --package demo-page -- --port 0 --pictures
 
-# What is published, in target/dist; IMAGE as for `make image`. The same bytes from the same code.
+probe:
+	$(call need,cargo,install rustup from https://rustup.rs)
+	$(call need,cc,install a C compiler (Debian: apt-get install build-essential))
+	@scripts/build-probe
+
+# What is published, in target/dist; IMAGE as for `make image`, SBOM=1 with `make sbom`. The same bytes from the same
+# code.
 release: image
-	@scripts/release
+	@SBOM=$(SBOM) scripts/release
+
+sbom:
+	$(call need,cargo,install rustup from https://rustup.rs)
+	@scripts/sbom
 
 # Everybody's WebSocket: measures and writes the table in docs/interop.md.
 interop: tools
 	cargo test --test interop -- --ignored --nocapture
 
 soak: tools
-	cargo test --test soak -- --ignored --nocapture
+	cargo test --test stress -- --ignored --nocapture soak
 
 # Core; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
 fuzz: tools

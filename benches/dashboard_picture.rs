@@ -37,10 +37,10 @@ async fn main() {
 /// What the i-th WebSocket of a second does.
 fn kind(second: usize, i: usize) -> (Behaviour, bool) {
     match i % 10 {
-        _ if CRASHES.contains(&second) && i.is_multiple_of(2) => (Behaviour::Vanishes, true),
+        _ if CRASHES.contains(&second) && i.is_multiple_of(2) => (Behaviour::FinWithoutClose, true),
         0..4 => (Behaviour::Waits, true),
         4..8 => (Behaviour::Waits, false),
-        8 => (Behaviour::Hasty, false),
+        8 => (Behaviour::FinWithoutWaiting, false),
         _ => (Behaviour::NeverCloses, true),
     }
 }
@@ -50,7 +50,7 @@ fn one(envoy: &Envoy, (behaviour, by_server): (Behaviour, bool), i: usize) {
     let path = format!("{}&after={}", path(behaviour, by_server, code), 300 + i * 40);
     let address = envoy.address();
     tokio::spawn(async move {
-        let Ok(client) = Client::open(address, false, &path).await else { return };
+        let Ok(client) = Client::open(address, &path).await else { return };
         let close = Some((1000, String::new(), Duration::from_millis(500)));
         client.run(&Plan { close: close.filter(|_| !by_server), ..Plan::default() }).await;
     });

@@ -5,10 +5,13 @@ use ws_clean_close_core::Session;
 
 use crate::host;
 
+/// The field that a WebSocket has from its opening on.
+pub const OUTCOME: &str = "websocket_close_outcome";
+
 /// Keeps them as they would be if the stream ended now: Envoy writes the log before a filter learns of
 /// the end.
 pub fn update(session: &Session) {
-    set("outcome", session.outcome());
+    host::set_property(OUTCOME, session.outcome().as_bytes());
     let Some((initiator, close)) = session.closed_by() else {
         return;
     };

@@ -15,13 +15,11 @@ use ws_clean_close_core::time::Instant;
 use ws_clean_close_core::timer::{Queue, Ticket};
 
 use crate::close_queue::AT_ONCE;
-use crate::host;
 use crate::stats::Stats;
+use crate::{access_log, host};
 
 /// Resolution of Envoy's plugin timer.
 const TICK: Duration = Duration::from_millis(1);
-/// Stream state: an HTTP filter follows this stream.
-const FOLLOWED: &str = "ws_clean_close.followed";
 
 /// Who waits for a time.
 pub trait Waiting {
@@ -118,7 +116,8 @@ impl Worker {
 
     /// Whether no other HTTP filter follows the current stream already.
     pub fn follow_alone(&self) -> bool {
-        if host::property(FOLLOWED).is_some() {
+        // Whoever follows it has written the access log's first field.
+        if host::property(access_log::OUTCOME).is_some() {
             if !self.warned.twice.replace(true) {
                 warn!(
                     "the HTTP filter is attached more than once to this listener: only the one next to \
@@ -127,7 +126,6 @@ impl Worker {
             }
             return false;
         }
-        host::set_property(FOLLOWED, b"1");
         true
     }
 

@@ -80,7 +80,7 @@ async fn the_fault() {
 async fn a_sending_client_never_loses_the_code() {
     let server = Server::start().await;
     let mut browser = Browser::start(Kind::Chromium);
-    let path = format!("{}&after=60", path(Behaviour::Hasty, true, 4321));
+    let path = format!("{}&after=60", path(Behaviour::FinWithoutWaiting, true, 4321));
     let sending = Closing::Sending(100, 5);
     for hops in [1, 2] {
         let envoy = filter(server.address, hops).await;
@@ -109,15 +109,15 @@ async fn codes_in_place_of_the_server() {
     };
     for kind in [Kind::Chromium, Kind::Chrome88] {
         let mut browser = Browser::start(kind);
-        for behaviour in [Behaviour::Hasty, Behaviour::Resets] {
+        for behaviour in [Behaviour::FinWithoutWaiting, Behaviour::Resets] {
             let url = address(&quiet, behaviour, false);
             let closes = browser.closes(&url, &Closing::Code(4000), 5);
             assert!(closes.iter().all(is_clean(4000)), "{kind:?}, {behaviour:?}: {closes:?}");
         }
         // Nothing is invented unless it was asked for, and then not inside a frame.
         for (envoy, behaviour, code) in [
-            (&quiet, Behaviour::Vanishes, 1006),
-            (&inventive, Behaviour::Vanishes, 1012),
+            (&quiet, Behaviour::FinWithoutClose, 1006),
+            (&inventive, Behaviour::FinWithoutClose, 1012),
             (&inventive, Behaviour::DiesInFrame, 1006),
         ] {
             let url = address(envoy, behaviour, true);

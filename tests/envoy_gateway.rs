@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
-use testbed::closes::{Entry, IMMEDIATE};
+use testbed::closing::IMMEDIATE;
+use testbed::entry::Entry;
 use testbed::envoy_gateway::{isolated, EnvoyGateway};
 use testbed::server::{path, Behaviour};
-use testbed::{fetch, wire, Client, End, Plan, Server};
+use testbed::{fetch, wire, Client, End, Plan, Server, Transport};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,15 +23,15 @@ const HTTP: &str = "envoy.extensions.filters.http.wasm.v3.Wasm";
 
 /// HTTP, and two HTTPS hosts on one port.
 const ENTRIES: [Entry; 3] = [
-    entry(80, false, "localhost"),
-    entry(443, true, "a.example.com"),
-    entry(443, true, "localhost"),
+    entry(80, Transport::Tcp, "localhost"),
+    entry(443, Transport::Tls, "a.example.com"),
+    entry(443, Transport::Tls, "localhost"),
 ];
 
-const fn entry(port: u16, tls: bool, host: &'static str) -> Entry {
+const fn entry(port: u16, transport: Transport, host: &'static str) -> Entry {
     let ip = std::net::Ipv4Addr::LOCALHOST;
     let address = std::net::SocketAddr::V4(std::net::SocketAddrV4::new(ip, port));
-    Entry { address, tls, host }
+    Entry { address, transport, host }
 }
 
 fn manifest(name: &str) -> String {
@@ -243,7 +244,7 @@ fn image() {
             }
             gateway.apply(&format!("{routes}{manifest}\n---\n{other}"));
             let patience = Instant::now() + Duration::from_secs(20);
-            while (ENTRIES[0].close(Behaviour::Waits, true).await.ms() > IMMEDIATE) != delayed {
+            while (ENTRIES[0].close(Behaviour::Waits, true).await.after > IMMEDIATE) != delayed {
                 assert!(Instant::now() < patience, "{other:#}\n{}", gateway.log());
             }
         }
@@ -377,7 +378,7 @@ fn policy_update() {
         let open = open_talkers(5).await;
         let start = Instant::now();
         gateway.apply(&with(r#""abnormalClose": {"code": 1012}"#));
-        while ENTRIES[0].close(Behaviour::Vanishes, true).await.code() != 1012 {
+        while ENTRIES[0].close(Behaviour::FinWithoutClose, true).await.code() != 1012 {
             assert!(start.elapsed() < Duration::from_secs(5), "{}", gateway.log());
         }
         println!("the change has arrived after {:?}", start.elapsed());
@@ -395,7 +396,7 @@ fn policy_update() {
 
         // A drain in the change reaches them first.
         let open = open_talkers(5).await;
-        let silent = Client::open(ENTRIES[0].address, false, "/echo?by=client").await;
+        let silent = Client::open(ENTRIES[0].address, "/echo?by=client").await;
         let start = Instant::now();
         gateway.apply(&with(
             r#""drain": {"within": "1s", "endSilentAfter": "1s", "reason": "update"}"#,
@@ -421,7 +422,7 @@ async fn open_talkers(n: usize) -> Vec<Client> {
     let mut open = Vec::new();
     for _ in 0..n {
         let path = format!("{}&every=100", path(Behaviour::Talks, true, 4321));
-        open.push(Client::open(ENTRIES[0].address, false, &path).await.expect("a WebSocket"));
+        open.push(Client::open(ENTRIES[0].address, &path).await.expect("a WebSocket"));
     }
     open
 }

@@ -4,8 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use testbed::closing::open;
 use testbed::node::Sample;
-use testbed::{envoy, fetch, Client, End, Envoy, Plan};
+use testbed::{envoy, fetch, End, Envoy, Plan};
 
 /// func-e as its makers publish it.
 const FUNC_E: &str = "github.com/tetratelabs/func-e/cmd/func-e@v1.6.0";
@@ -30,7 +31,7 @@ async fn closes_through(command: impl Fn() -> Command) {
         command.current_dir(fetch::root());
         let envoy = Envoy::run(command, &config, vec![address]).unwrap_or_else(|e| panic!("{e}"));
         for _ in 0..5 {
-            let client = Client::open(address, false, "/").await.expect("a WebSocket");
+            let client = open(address, "/").await;
             let plan = if by_server { Plan::default() } else { Plan::close(4000) };
             let ending = client.run(&Plan { distance: Duration::from_millis(1), ..plan }).await;
             let code = if by_server { 4321 } else { 4000 };

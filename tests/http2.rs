@@ -1,4 +1,4 @@
-//! HTTP/2 from the client: WebSockets among other streams of one connection. The others are never harmed,
+//! HTTP/2, from the client and between the hops: WebSockets among other streams of one connection. The others are never harmed,
 //! whatever the closing ones do; and docs/http2.md says what these see, cell by cell as it is measured
 //! here (`make table` writes it anew).
 
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use testbed::browser::{Browser, Kind, View};
+use testbed::closing::close;
 use testbed::http2::{Connection, Stream};
 use testbed::node::Sample;
 use testbed::server::{path, Behaviour};
@@ -224,4 +225,64 @@ async fn a_page_over_http2_has_its_websockets_over_http1() {
     assert_eq!(envoy.metric("websocket.closed.clean"), 10);
     assert!(envoy.stat("http.hop1.downstream_cx_http1_total") >= 10);
     assert!(envoy.stat("http.hop1.downstream_cx_http2_active") > 0, "the page's lives on");
+}
+
+/// An HTTP/2 connection carries other streams: its WebSockets are counted and never closed by the
+/// connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_downstream() {
+    let server = Server::start().await;
+    let envoy = Setup::new(Mode::Filter).start(server.address).await;
+    let mut connection = Connection::open(envoy.address()).await;
+    let mut other = connection.websocket("/echo?by=client").await.expect("a WebSocket");
+    let mut closing =
+        connection.websocket(&path(Behaviour::Waits, true, 4321)).await.expect("a WebSocket");
+
+    let close = closing.next().await.expect("a frame").expect("a frame");
+    assert_eq!(wire::read_close(&close.payload), (4321, "bye".to_owned()));
+    closing.send(wire::close(4321, "", true)).expect("an open stream");
+    // The stream ends, in one way or the other; the connection does not.
+    while let Ok(Some(_)) = closing.next().await {}
+
+    other.send(wire::message(b"still here", true)).expect("an open stream");
+    let echo = other.next().await.expect("a frame").expect("a frame");
+    assert_eq!(echo.payload, b"still here");
+    assert_eq!(connection.get("/plain").await.expect("a response"), 200);
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    assert!(connection.is_open());
+    assert_eq!(envoy.metric("websocket.upgrades"), 2);
+    assert_eq!(envoy.metric("websocket.unpaired"), 0);
+    assert_eq!(envoy.metric("websocket.closed.clean"), 1);
+    assert_eq!(envoy.metric("websocket.active"), 1);
+    assert_eq!(envoy.access_log(1)[0]["protocol"], "HTTP/2");
+}
+
+/// HTTP/2 between two proxies: the inner one ends its stream with RST_STREAM, of which the outer one
+/// learns too late. Nothing is lost, and the client's connection ends at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_between_the_hops() {
+    let server = Server::start().await;
+    for mode in [Mode::Default, Mode::Filter] {
+        let setup = Setup { http2_between: true, ..Setup::new(mode).hops(2) };
+        let envoy = setup.start(server.address).await;
+        for (behaviour, by_server, code) in [
+            (Behaviour::Waits, true, 4321),
+            (Behaviour::FinWithoutWaiting, true, 4321),
+            (Behaviour::ClosesUnread, true, 4321),
+            (Behaviour::Waits, false, 4000),
+        ] {
+            for _ in 0..if mode == Mode::Filter { 20 } else { 1 } {
+                let ending = close(envoy.address(), behaviour, by_server).await;
+                assert_eq!(ending.code(), code, "{mode:?}, {behaviour:?}: {ending:?}");
+                if mode == Mode::Filter {
+                    assert!(ending.is_immediate(), "{behaviour:?}: {ending:?}");
+                }
+            }
+        }
+        let flags: Vec<_> = envoy.access_log(2).iter().map(|line| line["flags"].clone()).collect();
+        println!("{mode:?}: flags at the outer hop: {:?}", flags.first());
+        if mode == Mode::Filter {
+            assert_eq!(envoy.metric("websocket.active"), 0);
+        }
+    }
 }

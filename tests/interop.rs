@@ -160,7 +160,7 @@ async fn tungstenite_server(stream: impl testbed::wire::Stream) {
         let frame = CloseFrame { code: 4321.into(), reason: "bye".into() };
         let _ = socket.close(Some(frame)).await;
         // `close` only sends, and what is dropped here is closed.
-        if path == "/hasty" {
+        if path == "/fin-without-waiting" {
             return;
         }
     }
@@ -190,7 +190,7 @@ impl Scenario {
     fn job(self) -> (&'static str, Option<u16>) {
         match self {
             Self::ServerCloses => ("/server", None),
-            Self::ServerDoesNotWait => ("/hasty", None),
+            Self::ServerDoesNotWait => ("/fin-without-waiting", None),
             Self::ServerIsStopped => ("/client", None),
             Self::ClientCloses => ("/client", Some(4000)),
         }
@@ -303,7 +303,7 @@ impl fmt::Display for Cell {
 type Key = (&'static str, Scenario, &'static str);
 type Cells = BTreeMap<Key, BTreeMap<Way, Cell>>;
 
-struct Lab {
+struct Measured {
     clients: Vec<Client>,
     cells: Cells,
     /// The modes to be measured, and how many closes of each kind.
@@ -312,7 +312,7 @@ struct Lab {
     count: usize,
 }
 
-impl Lab {
+impl Measured {
     /// Envoys in front of a server: each way, and where it begins.
     async fn ways(&self, server: SocketAddr) -> (Vec<Envoy>, Vec<(Way, String)>) {
         let mut envoys = Vec::new();
@@ -482,11 +482,11 @@ fn servers() -> Vec<&'static str> {
     servers
 }
 
-async fn measure(modes: &[Mode], ways: &[(usize, bool)], count: usize) -> Lab {
+async fn measure(modes: &[Mode], ways: &[(usize, bool)], count: usize) -> Measured {
     if !Library::Gorilla.is_here() {
         println!("no go: its libraries are left out; install Go 1.23 or later from https://go.dev");
     }
-    let mut lab = Lab {
+    let mut measured = Measured {
         clients: Client::all(),
         cells: Cells::new(),
         modes: modes.to_vec(),
@@ -494,10 +494,10 @@ async fn measure(modes: &[Mode], ways: &[(usize, bool)], count: usize) -> Lab {
         count,
     };
     for server in servers() {
-        lab.measure(server).await;
+        measured.measure(server).await;
     }
-    lab.measure_stop(Library::Uvicorn).await;
-    lab
+    measured.measure_stop(Library::Uvicorn).await;
+    measured
 }
 
 /// All of it, and the table.
@@ -505,11 +505,11 @@ async fn measure(modes: &[Mode], ways: &[(usize, bool)], count: usize) -> Lab {
 #[ignore = "takes minutes: make interop"]
 async fn everything() {
     let ways = [(1, false), (1, true), (2, false), (2, true)];
-    let lab = measure(&Mode::ALL, &ways, 5).await;
-    let table = lab.table();
+    let measured = measure(&Mode::ALL, &ways, 5).await;
+    let table = measured.table();
     println!("{table}");
     fetch::write_between(&fetch::root().join("docs/interop.md"), START, STOP, &table);
-    let worse = lab.worse();
+    let worse = measured.worse();
     assert!(worse.is_empty(), "worse than without a proxy:\n{}", worse.join("\n"));
 }
 

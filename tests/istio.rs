@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use testbed::closes::Entry;
+use testbed::closing::{open, plan};
 use testbed::istio::{Mesh, Proxy, Release, ISTIO_1_28, ISTIO_1_31};
 use testbed::manifests::shipped;
 use testbed::server::{path, Behaviour};
-use testbed::{envoy, fetch, tls, wire, Client, Ending, Envoy, Plan, Server};
+use testbed::{envoy, fetch, tls, wire, Client, Ending, Envoy, Plan, Server, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -142,18 +142,18 @@ fn types(filter: &Value) -> String {
     typed.unwrap_or_else(|| filter["config_discovery"]["type_urls"].to_string())
 }
 
-/// Whether the network half stands in front of the HTTP connection manager, and the HTTP half in
+/// Whether the network filter stands in front of the HTTP connection manager, and the HTTP filter in
 /// front of the router.
-fn halves(chain: &Value) -> (bool, bool) {
+fn attached(chain: &Value) -> (bool, bool) {
     let filters = chain["filters"].as_array().expect("filters");
     let manager = filters.iter().position(|f| f["name"] == MANAGER).expect("a connection manager");
     let network = filters.iter().position(|f| types(f).contains(NETWORK));
     let http = filters[manager]["typed_config"]["http_filters"].as_array().expect("filters");
-    let half = http.iter().position(|f| types(f).contains(HTTP));
+    let ours = http.iter().position(|f| types(f).contains(HTTP));
     let router = http.iter().position(|f| f["name"] == "envoy.filters.http.router");
     assert!(network.is_none_or(|network| network < manager), "{chain:#}");
-    assert!(half.is_none_or(|half| half < router.expect("a router")), "{chain:#}");
-    (network.is_some(), half.is_some())
+    assert!(ours.is_none_or(|ours| ours < router.expect("a router")), "{chain:#}");
+    (network.is_some(), ours.is_some())
 }
 
 /// The connection manager's `delayed_close_timeout`, one for each chain that has a manager.
@@ -167,17 +167,43 @@ fn delays(chains: &[Value]) -> Vec<Option<String>> {
 
 async fn close_at(
     address: SocketAddr,
-    tls: bool,
-    host: &'static str,
+    transport: Transport,
+    host: &str,
     b: Behaviour,
     by_server: bool,
 ) -> Ending {
-    Entry { address, tls, host }.close(b, by_server).await
+    let path = path(b, by_server, 4321);
+    let client = Client::open_at(address, transport, host, &path).await;
+    let client = client.unwrap_or_else(|e| panic!("{b:?}: {e}"));
+    let (distance, patience) = (Duration::from_millis(1), Duration::from_secs(6));
+    client.run(&Plan { distance, patience, ..plan(by_server) }).await
 }
 
-/// Every behaviour of a server, whoever begins.
+/// Every behaviour of a server, whoever begins: the code, immediate, and clean if there is a Close frame.
 async fn core_closes(address: SocketAddr) {
-    Entry { address, tls: false, host: "localhost" }.core_closes().await;
+    use Behaviour::*;
+    for (behaviour, by_server, code, clean) in [
+        (Waits, true, 4321, true),
+        (FinWithoutWaiting, true, 4321, true),
+        (ClosesUnread, true, 4321, true),
+        (Resets, true, 4321, true),
+        (ByteByByte, true, 4321, true),
+        (FinWithoutClose, true, 1006, false),
+        (DiesInFrame, true, 1006, false),
+        (Waits, false, 4000, true),
+        (FinWithoutWaiting, false, 4000, true),
+        (ClosesUnread, false, 4000, true),
+        (Resets, false, 4000, true),
+        (FinWithoutClose, false, 4000, true),
+        (DiesInFrame, false, 1006, false),
+    ] {
+        for _ in 0..4 {
+            let ending = close_at(address, Transport::Tcp, "localhost", behaviour, by_server).await;
+            let what = format!("{behaviour:?}, by server: {by_server}: {ending:?}");
+            assert_eq!((ending.code(), ending.is_clean()), (code, clean), "{what}");
+            assert!(ending.ms() < 600.0, "{what}");
+        }
+    }
 }
 
 /// What the probe says of an address whose server closes.
@@ -195,8 +221,8 @@ fn wait_until(mut reached: impl FnMut() -> bool, what: impl Fn() -> String) {
     }
 }
 
-/// Both halves on a gateway and on a sidecar, from the image, and every close through both.
-async fn both_halves(release: Release, manifest: &str) {
+/// Both filters on a gateway and on a sidecar, from the image, and every close through both.
+async fn both_filters(release: Release, manifest: &str) {
     let Some(mesh) = Mesh::start(release, &layout()) else { return };
     let sample = Sample::start(&mesh).await;
     mesh.apply("plugin", &with_image(&mesh, manifest));
@@ -205,7 +231,7 @@ async fn both_halves(release: Release, manifest: &str) {
         let chains = chains(envoy, address.port());
         assert!(!chains.is_empty());
         for chain in &chains {
-            assert_eq!(halves(chain), (true, true), "{chain:#}");
+            assert_eq!(attached(chain), (true, true), "{chain:#}");
         }
     }
     core_closes(sample.sidecar).await;
@@ -218,61 +244,61 @@ async fn both_halves(release: Release, manifest: &str) {
         assert!(ejections.lines().all(|line| line.ends_with(": 0")), "{ejections}");
     }
 
-    // A new configuration while WebSockets are open: those end as promptly, and new ones know it.
-    let mut open = Vec::new();
+    // A new configuration while WebSockets are open: those end as immediately, and new ones know it.
+    let mut before_the_change = Vec::new();
     for _ in 0..20 {
-        let client = Client::open(sample.gateway, false, "/echo?by=client").await;
-        open.push(client.expect("a WebSocket"));
+        before_the_change.push(open(sample.gateway, "/echo?by=client").await);
     }
     let abnormal = "attach: http, abnormalClose: { code: 1012, reason: restarting }";
     let changed = with_image(&mesh, manifest);
-    let (before, after) = changed.split_once("attach: http").expect("the HTTP half's");
+    let (before, after) = changed.split_once("attach: http").expect("the HTTP filter's");
     let (before, _) = before.rsplit_once("pluginConfig:").expect("its configuration");
     let changed = format!("{before}pluginConfig: {{ {abnormal} }}{after}");
     mesh.apply("plugin", &changed);
-    let vanishes = || close_at(sample.gateway, false, "localhost", Behaviour::Vanishes, true);
+    let gone =
+        || close_at(sample.gateway, Transport::Tcp, "localhost", Behaviour::FinWithoutClose, true);
     let patience = Instant::now() + Duration::from_secs(20);
     loop {
-        let ending = vanishes().await;
+        let ending = gone().await;
         if ending.close == Some((1012, "restarting".to_owned())) {
             break;
         }
         assert!(Instant::now() < patience, "the change did not arrive: {}", mesh.log());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    for client in open {
+    for client in before_the_change {
         let ending = client.run(&Plan::close(4000)).await;
         assert!(ending.is_clean() && ending.ms() < 600.0, "opened before the change: {ending:?}");
     }
-    prompt(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
 }
 
-/// Clean closes, prompt each.
-async fn prompt(address: SocketAddr, tls: bool, host: &'static str) {
+/// Clean closes, immediate each.
+async fn immediate(address: SocketAddr, transport: Transport, host: &str) {
     for by_server in [true, false] {
         for _ in 0..5 {
-            let ending = close_at(address, tls, host, Behaviour::Waits, by_server).await;
+            let ending = close_at(address, transport, host, Behaviour::Waits, by_server).await;
             assert!(ending.is_clean() && ending.ms() < 600.0, "{host}: {ending:?}");
         }
     }
 }
 
-/// Clean closes, late each.
-async fn late(address: SocketAddr, tls: bool, host: &'static str) {
+/// Clean closes, delayed each.
+async fn delayed(address: SocketAddr, transport: Transport, host: &str) {
     for by_server in [true, false] {
-        let ending = close_at(address, tls, host, Behaviour::Waits, by_server).await;
+        let ending = close_at(address, transport, host, Behaviour::Waits, by_server).await;
         assert!(ending.is_clean() && ending.ms() > 800.0, "{host}: {ending:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wasm_plugins() {
-    both_halves(ISTIO_1_28, "wasm-plugin.yaml").await;
+    both_filters(ISTIO_1_28, "wasm-plugin.yaml").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn traffic_extensions() {
-    both_halves(ISTIO_1_31, "traffic-extension.yaml").await;
+    both_filters(ISTIO_1_31, "traffic-extension.yaml").await;
 }
 
 /// A module that is not the one that was asked for: all traffic passes, as without the filter.
@@ -285,13 +311,13 @@ async fn fails_open() {
         manifest.split_once("  sha256: \"").expect("a digest").1.get(..64).expect("64 digits");
     mesh.apply("plugin", &manifest.replace(digest, &"0".repeat(64)));
     let [gateway, _sidecar] = sample.proxies(&mesh);
-    late(sample.gateway, false, "localhost").await;
+    delayed(sample.gateway, Transport::Tcp, "localhost").await;
     assert_eq!(gateway.metric("websocket.upgrades"), 0);
     // What the walk-through of the sample application says of this state: a pod out of work.
     let mut tasks = Vec::new();
     for _ in 0..20 {
         let address = sample.gateway;
-        let close = close_at(address, false, "localhost", Behaviour::Waits, true);
+        let close = close_at(address, Transport::Tcp, "localhost", Behaviour::Waits, true);
         tasks.push(tokio::spawn(close));
     }
     for task in tasks {
@@ -358,15 +384,15 @@ async fn baselines() {
                 wait_until(as_said, || format!("{name}: {:?}", delays(&chains(envoy, port))));
             }
             if reached == [true, true] {
-                prompt(sample.gateway, false, "localhost").await;
+                immediate(sample.gateway, Transport::Tcp, "localhost").await;
                 let said = probe(&url);
                 assert!(said.contains("verdict    clean in "), "{said}");
             }
         }
         // As the walk-through of the sample application has it.
         let said = probe(&url);
-        assert!(said.contains("verdict    2.0 s late: two proxies; older Chrome"), "{said}");
-        late(sample.gateway, false, "localhost").await;
+        assert!(said.contains("verdict    delayed by 2.0 s: two proxies; older Chrome"), "{said}");
+        delayed(sample.gateway, Transport::Tcp, "localhost").await;
     }
 }
 
@@ -393,8 +419,8 @@ fn two_servers(sample: &Sample) -> String {
     format!("{before}  servers:{}{}\n---{after}", server("a", TWO[0]), server("all", "*"))
 }
 
-/// Two HTTPS servers on a port: Istio gives the network half to the first filter chain only. The way
-/// round reaches both.
+/// Two HTTPS servers on a port: Istio gives the network filter to the first filter chain only. The
+/// workaround reaches both.
 async fn per_chain(release: Release, manifest: &str) {
     let Some(mesh) = Mesh::start(release, &layout()) else { return };
     let sample = Sample::start(&mesh).await;
@@ -402,23 +428,23 @@ async fn per_chain(release: Release, manifest: &str) {
     mesh.apply("plugin", &with_image(&mesh, manifest));
     let [gateway, _sidecar] = sample.proxies(&mesh);
     let port = sample.gateway.port();
-    let stand = || chains(&gateway, port).iter().map(halves).collect::<Vec<_>>();
+    let stand = || chains(&gateway, port).iter().map(attached).collect::<Vec<_>>();
 
-    // The trap. Should Istio mend it, this fails, and the way round is not needed any more.
+    // The trap. Should Istio mend it, this fails, and the workaround is not needed any more.
     assert_eq!(stand(), [(true, true), (false, true)]);
-    prompt(sample.gateway, true, TWO[0]).await;
+    immediate(sample.gateway, Transport::Tls, TWO[0]).await;
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
-    late(sample.gateway, true, TWO[1]).await;
+    delayed(sample.gateway, Transport::Tls, TWO[1]).await;
     assert_eq!(gateway.metric("websocket.unpaired"), 2);
     // As an operator sees it.
     let url = format!("wss://localhost:{port}{}", path(Behaviour::Waits, true, 4321));
     let said = probe(&url);
-    assert!(said.contains("1.0 s late: one proxy with a delayed close"), "{said}");
+    assert!(said.contains("delayed by 1.0 s: one proxy with a delayed close"), "{said}");
 
     mesh.apply("per-chain", &with_image(&mesh, "network-per-chain.yaml"));
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
     for host in TWO {
-        prompt(sample.gateway, true, host).await;
+        immediate(sample.gateway, Transport::Tls, host).await;
     }
     let said = probe(&url);
     assert!(said.contains("verdict    clean in "), "{said}");
@@ -435,7 +461,7 @@ async fn per_chain_of_traffic_extensions() {
     per_chain(ISTIO_1_31, "traffic-extension.yaml").await;
 }
 
-/// The HTTP half inside the composite filter: closes as ever, and plain requests never meet it.
+/// The HTTP filter inside the composite filter: every close is as before, and plain requests skip the filter.
 #[tokio::test(flavor = "multi_thread")]
 async fn low_cost() {
     let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
@@ -447,8 +473,8 @@ async fn low_cost() {
     let proxies = sample.proxies(&mesh);
     for (envoy, address) in proxies.iter().zip([sample.gateway, sample.sidecar]) {
         for chain in chains(envoy, address.port()) {
-            // The HTTP half is deeper inside.
-            assert_eq!(halves(&chain), (true, false), "{chain:#}");
+            // The HTTP filter is deeper inside.
+            assert_eq!(attached(&chain), (true, false), "{chain:#}");
             assert!(chain.to_string().contains("ws-clean-close-low-cost"), "{chain:#}");
         }
     }
@@ -464,14 +490,14 @@ async fn low_cost() {
     }
     for (envoy, before) in proxies.iter().zip(before) {
         let log = envoy.log();
-        // The network half is told of the connections.
+        // The network filter sees the connections.
         let calls = log.lines().filter(|line| line.contains("proxy_on")).skip(before);
         let http = calls.filter(|line| !line.contains("proxy_on_new_connection"));
         let http = http.filter(|line| line.contains("headers") || line.contains("body"));
         assert_eq!(http.count(), 0, "{log}");
         // The log would show it.
     }
-    prompt(sample.gateway, false, "localhost").await;
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
     assert!(proxies[0].log().contains("proxy_on_response_headers"), "{}", proxies[0].log());
 }
 
@@ -493,7 +519,7 @@ async fn less_than_the_mesh() {
     let sample = Sample::start(&mesh).await;
     let proxies = sample.proxies(&mesh);
     let ports = [sample.gateway.port(), sample.sidecar.port()];
-    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(halves).collect::<Vec<_>>();
+    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(attached).collect::<Vec<_>>();
     let manifest = with_image(&mesh, "wasm-plugin.yaml");
     let spec = |more: &str| manifest.replace("\nspec:\n", &format!("\nspec:\n{more}\n"));
     let workload = |labels: &str| spec(&format!("  selector: {{ matchLabels: {{ {labels} }} }}"));
@@ -517,7 +543,7 @@ async fn less_than_the_mesh() {
             mesh.apply("plugin", text);
             for (i, reached) in reached.into_iter().enumerate() {
                 wait_until(
-                    || stand(i).iter().all(|halves| *halves == (reached, reached)),
+                    || stand(i).iter().all(|attached| *attached == (reached, reached)),
                     || format!("{what}, proxy {i}: {:?}", stand(i)),
                 );
             }
@@ -525,7 +551,98 @@ async fn less_than_the_mesh() {
     }
 }
 
-/// Both halves from a file of the proxy's own.
+/// The overlays, with the image filled in by `make image`: which proxies each reaches, and that observing changes
+/// nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn kustomize() {
+    let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
+    let kustomize = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.2";
+    let Some(kustomize) = fetch::go_install(kustomize, "kustomize") else { return };
+    let sample = Sample::start(&mesh).await;
+    let proxies = sample.proxies(&mesh);
+    let ports = [sample.gateway.port(), sample.sidecar.port()];
+    let stand = |i: usize| chains(&proxies[i], ports[i]).iter().map(attached).collect::<Vec<_>>();
+    for (overlay, reached) in [
+        ("observe-gateway", [true, false]),
+        ("enforce-gateway", [true, false]),
+        ("mesh", [true, true]),
+        ("network-per-chain", [true, true]),
+        ("workloads", [false, true]),
+    ] {
+        let folder = image().join("kustomize/overlays").join(overlay);
+        let text = fetch::run(Command::new(&kustomize).arg("build").arg(folder));
+        let text = text.replace(IMAGE, &format!("{}:0.1.0", mesh.images));
+        // The label that the pods of the test have.
+        let text = text.replace("ws-clean-close: enabled", "app: wssample");
+        mesh.apply("plugin", &text);
+        for (i, reached) in reached.into_iter().enumerate() {
+            wait_until(
+                || stand(i).iter().all(|attached| *attached == (reached, reached)),
+                || format!("{overlay}, proxy {i}: {:?}", stand(i)),
+            );
+        }
+        match overlay {
+            "observe-gateway" => {
+                delayed(sample.gateway, Transport::Tcp, "localhost").await;
+                assert_eq!(proxies[0].metric("websocket.closed.clean"), 2);
+            }
+            "mesh" => immediate(sample.gateway, Transport::Tcp, "localhost").await,
+            _ => {}
+        }
+    }
+}
+
+/// The names of a listener's HTTP filters, in the order of the control plane.
+fn order(envoy: &Envoy, port: u16) -> Vec<String> {
+    let chains = chains(envoy, port);
+    let filters = chains[0]["filters"].as_array().expect("filters");
+    let manager = filters.iter().find(|f| f["name"] == MANAGER).expect("a connection manager");
+    let http = manager["typed_config"]["http_filters"].as_array().expect("filters");
+    http.iter().map(|f| f["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// The HTTP filter is the last before the router: behind every other plugin of any priority, also a newer one in the
+/// proxy's own namespace. Both filters share one VM, however each is attached.
+#[tokio::test(flavor = "multi_thread")]
+async fn next_to_the_router_and_in_one_vm() {
+    let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
+    let sample = Sample::start(&mesh).await;
+    let plugins = with_image(&mesh, "wasm-plugin.yaml");
+    mesh.apply("plugin", &plugins);
+    let [gateway, sidecar] = sample.proxies(&mesh);
+    let port = sample.sidecar.port();
+    let vms = |envoy: &Envoy| envoy.admin("/stats?filter=wasm.envoy.wasm.runtime.v8.active");
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
+    let one = [vms(&gateway), vms(&sidecar)];
+
+    let others = ["-2147483646", "0", "10"].map(|priority| {
+        let (http, _) = plugins.split_once("---\n").expect("two plugins");
+        let name = format!("another-{}", priority.trim_start_matches('-'));
+        http.replace("ws-clean-close-http", &name)
+            .replace("priority: -2147483647", &format!("priority: {priority}"))
+            .replace("namespace: istio-system", "namespace: default")
+    });
+    mesh.apply("others", &others.join("---\n"));
+    wait_until(
+        || order(&sidecar, port).iter().filter(|name| name.contains("another-")).count() == 3,
+        || format!("{:?}", order(&sidecar, port)),
+    );
+    let names = order(&sidecar, port);
+    let ours = names.iter().position(|name| name.contains("ws-clean-close-http")).expect("ours");
+    let last = names.iter().rposition(|name| name.contains("another-")).expect("theirs");
+    assert!(last < ours, "{names:#?}");
+    mesh.delete("others");
+
+    // The HTTP filter by EnvoyFilter, the network filter by WasmPlugin.
+    let (_, network) = plugins.split_once("---\n").expect("two plugins");
+    mesh.apply("plugin", network);
+    mesh.apply("low-cost", &with_image(&mesh, "filter-low-cost.yaml"));
+    let fresh = sample.proxies(&mesh);
+    immediate(sample.gateway, Transport::Tcp, "localhost").await;
+    assert_eq!(fresh.each_ref().map(vms), one);
+}
+
+/// Both filters from a file of the proxy's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn local_file() {
     let Some(mesh) = Mesh::start(ISTIO_1_28, &layout()) else { return };
@@ -535,11 +652,11 @@ async fn local_file() {
     assert_eq!(manifest.matches(there).count(), 2);
     mesh.apply("filter", &manifest.replace(there, &fetch::module().display().to_string()));
     let [gateway, sidecar] = sample.proxies(&mesh);
-    // The control plane may have read the file after the proxy came.
-    let stand = || chains(&sidecar, sample.sidecar.port()).iter().map(halves).collect::<Vec<_>>();
+    // The proxy may have asked before the control plane had read the file.
+    let stand = || chains(&sidecar, sample.sidecar.port());
     wait_until(
-        || stand().iter().all(|halves| *halves == (true, true)),
-        || format!("{:?}", stand()),
+        || stand().iter().all(|c| attached(c) == (true, true)),
+        || format!("{:#?}", stand()),
     );
     core_closes(sample.sidecar).await;
     assert_eq!(sidecar.metric("websocket.unpaired"), 0);
@@ -552,10 +669,10 @@ async fn local_file() {
         .replace("namespace: default", "namespace: istio-system")
         .replace("app: wssample", "istio: ingressgateway");
     mesh.apply("filter-of-gateways", &manifest);
-    let stand = || chains(&gateway, sample.gateway.port()).iter().map(halves).collect::<Vec<_>>();
+    let stand = || chains(&gateway, sample.gateway.port()).iter().map(attached).collect::<Vec<_>>();
     wait_until(|| stand() == [(true, true), (true, true)], || format!("{:?}", stand()));
     for host in TWO {
-        prompt(sample.gateway, true, host).await;
+        immediate(sample.gateway, Transport::Tls, host).await;
     }
     assert_eq!(gateway.metric("websocket.unpaired"), 0);
 }
@@ -584,19 +701,19 @@ fn waypoint_chains(envoy: &Envoy, name: &str) -> Vec<Value> {
 fn waypoint(release: Release) {
     let Some(mesh) = Mesh::start(release, &layout()) else { return };
     let envoy = mesh.proxy(Proxy::Waypoint, &[]).unwrap_or_else(|e| panic!("{e}"));
-    let stand = |name: &str| waypoint_chains(&envoy, name).iter().map(halves).collect::<Vec<_>>();
+    let stand = |name: &str| waypoint_chains(&envoy, name).iter().map(attached).collect::<Vec<_>>();
     wait_until(|| !stand("main_internal").is_empty(), || mesh.log());
     println!("{}: {:?}", release.version, stand("main_internal"));
     for name in ["main_internal", "connect_terminate"] {
-        assert!(stand(name).iter().all(|halves| *halves == (false, false)), "{name}");
+        assert!(stand(name).iter().all(|filters| *filters == (false, false)), "{name}");
         // Why closes are late.
         assert!(delays(&waypoint_chains(&envoy, name)).iter().all(Option::is_none), "{name}");
     }
 
     mesh.apply("waypoint", &with_image(&mesh, "waypoint-envoyfilter.yaml"));
-    let attached = || stand("main_internal").iter().all(|halves| *halves == (true, true));
-    wait_until(attached, || format!("{:?}\n{}", stand("main_internal"), mesh.log()));
-    assert!(stand("connect_terminate").iter().all(|halves| *halves == (false, false)));
+    let everywhere = || stand("main_internal").iter().all(|filters| *filters == (true, true));
+    wait_until(everywhere, || format!("{:?}\n{}", stand("main_internal"), mesh.log()));
+    assert!(stand("connect_terminate").iter().all(|filters| *filters == (false, false)));
     assert!(!stand("connect_terminate").is_empty());
 }
 

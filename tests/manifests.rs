@@ -1,102 +1,62 @@
 //! Every manifest in the project, against the schemas of Istio's CRDs and the crate's own parser.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{json, Value};
+use testbed::crds::{self, Schemas};
 use testbed::fetch;
 use testbed::manifests::{documents, shipped};
 use ws_clean_close_core::config::Config;
 
-/// Kubernetes' own kinds, which have no CRD.
-const BUILT_IN: [&str; 2] = ["v1/Service", "apps/v1/Deployment"];
-
-/// The schemas of the CRDs by `apiVersion/kind`; `None`, with a notice, where there is no such file.
-fn schemas() -> Option<BTreeMap<String, Value>> {
-    let file = fetch::root().join("../shared/istio/crds.yaml");
-    if !file.is_file() {
-        fetch::notice(&format!(
-            "SKIPPED: no {}, which is Istio's manifests/charts/base/files/crd-all.gen.yaml",
-            file.display()
-        ));
-        return None;
-    }
-    let mut schemas = BTreeMap::new();
-    for crd in documents(&file) {
-        let spec = &crd.value["spec"];
-        let text = |value: &Value| value.as_str().expect("a string").to_owned();
-        for version in spec["versions"].as_array().expect("versions") {
-            let kind = text(&spec["names"]["kind"]);
-            let name = format!("{}/{}/{kind}", text(&spec["group"]), text(&version["name"]));
-            let mut schema = version["schema"]["openAPIV3Schema"].clone();
-            // What every resource has, and no CRD says.
-            for key in ["apiVersion", "kind", "metadata"] {
-                schema["properties"][key] = json!({ "x-kubernetes-preserve-unknown-fields": true });
-            }
-            close(&mut schema);
-            schemas.insert(name, schema);
-        }
-    }
-    Some(schemas)
-}
-
-/// Refuses what a structural schema does not name, as `kubectl apply` does. In JSON Schema an unknown
-/// field is welcome unless told otherwise.
-fn close(schema: &mut Value) {
-    let open = schema["x-kubernetes-preserve-unknown-fields"] == json!(true);
-    let Value::Object(map) = schema else { return };
-    if map.contains_key("properties") && !map.contains_key("additionalProperties") && !open {
-        map.insert("additionalProperties".into(), json!(false));
-    }
-    if map.remove("nullable") == Some(json!(true)) {
-        map.remove("type");
-    }
-    // What stands under oneOf and the like is about values, and names only some of the fields.
-    if let Some(Value::Object(properties)) = map.get_mut("properties") {
-        properties.values_mut().for_each(close);
-    }
-    for key in ["items", "additionalProperties"] {
-        if let Some(inner) = map.get_mut(key) {
-            close(inner);
-        }
-    }
-}
-
-fn check(schemas: &BTreeMap<String, Value>, value: &Value) -> Result<(), String> {
-    let text = |key: &str| value[key].as_str().unwrap_or_default();
-    let name = format!("{}/{}", text("apiVersion"), text("kind"));
-    if BUILT_IN.contains(&&name[..]) {
-        return Ok(());
-    }
-    let schema = schemas.get(&name).ok_or(format!("no CRD for {name}"))?;
-    let validator = jsonschema::validator_for(schema).map_err(|e| e.to_string())?;
-    let errors: Vec<_> =
-        validator.iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect();
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(errors.join("\n"))
-    }
-}
-
 #[test]
 fn fit_the_crds() {
-    let Some(schemas) = schemas() else { return };
+    let schemas = Schemas::kept();
     let manifests = shipped();
     let kinds: Vec<_> = manifests.iter().filter_map(|m| m.value["kind"].as_str()).collect();
     for kind in ["WasmPlugin", "TrafficExtension", "EnvoyFilter", "Gateway", "Telemetry"] {
         assert!(kinds.contains(&kind), "no {kind} among {kinds:?}");
     }
     for manifest in manifests {
-        check(&schemas, &manifest.value).unwrap_or_else(|e| panic!("{manifest}: {e}"));
+        schemas.check(&manifest.value).unwrap_or_else(|e| panic!("{manifest}: {e}"));
     }
+}
+
+/// The same against every release of Istio that is supported, with what each knows: TrafficExtensions came
+/// with 1.30.
+#[test]
+fn fit_the_crds_of_every_istio() {
+    for release in crds::RELEASES {
+        let Some(schemas) = Schemas::of(release) else { return };
+        for manifest in shipped() {
+            let new = manifest.value["kind"] == "TrafficExtension" && release < "1.30";
+            assert!(!(new && schemas.knows(&manifest.value)), "{release}: {manifest}");
+            if !new {
+                schemas
+                    .check(&manifest.value)
+                    .unwrap_or_else(|e| panic!("{release}: {manifest}: {e}"));
+            }
+        }
+    }
+}
+
+/// The schemas in the project are Istio's, of the kinds that are used. `make crds` writes them anew.
+#[test]
+fn kept_crds_are_istios() {
+    let Some(text) = crds::text() else { return };
+    if std::env::var_os("UPDATE_CRDS").is_some() {
+        fs::write(crds::file(), &text).expect("writable");
+    }
+    let kept = fs::read_to_string(crds::file()).unwrap_or_default();
+    assert!(kept == text, "{} is not what Istio has: make crds", crds::file().display());
 }
 
 /// The check above can fail: a wrong field, a wrong value, a wrong type, at any depth.
 #[test]
 fn wrong_manifests_are_refused() {
-    let Some(schemas) = schemas() else { return };
+    let schemas = Schemas::kept();
     let find = |kind: &str| {
         let found = shipped().into_iter().find(|m| m.value["kind"] == kind);
         found.unwrap_or_else(|| panic!("no {kind}")).value
@@ -127,19 +87,71 @@ fn wrong_manifests_are_refused() {
         ),
     ] {
         let mut manifest = find(kind);
-        check(&schemas, &manifest).unwrap_or_else(|e| panic!("{kind}, still right: {e}"));
+        schemas.check(&manifest).unwrap_or_else(|e| panic!("{kind}, still right: {e}"));
         manifest.pointer_mut(pointer).expect("it is there")[key] = wrong;
-        let error = check(&schemas, &manifest).expect_err(&format!("{kind}{pointer}/{key}"));
+        let error = schemas.check(&manifest).expect_err(&format!("{kind}{pointer}/{key}"));
         assert!(error.contains(says), "{kind}{pointer}/{key}: {error}");
     }
     let nameless = json!({ "apiVersion": "extensions.istio.io/v1", "kind": "WasmPlugin" });
-    assert!(check(&schemas, &nameless).is_err());
+    assert!(schemas.check(&nameless).is_err());
+}
+
+/// Jobs, Deployments and Services against Kubernetes' own schema, as far as that goes: fields and their types.
+#[test]
+fn built_in_kinds_fit_kubernetes() {
+    let Some(schemas) = Schemas::built_in() else { return };
+    let known = shipped().into_iter().filter(|manifest| schemas.knows(&manifest.value));
+    let manifests: Vec<_> = known.collect();
+    let kinds: BTreeSet<_> = manifests.iter().filter_map(|m| m.value["kind"].as_str()).collect();
+    assert_eq!(kinds, ["CronJob", "Deployment", "Job", "Service"].into());
+    for manifest in &manifests {
+        schemas.check(&manifest.value).unwrap_or_else(|e| panic!("{manifest}: {e}"));
+    }
+    // The check can fail.
+    let job = manifests.iter().find(|m| m.value["kind"] == "Job").expect("a Job");
+    for (pointer, key, wrong) in [
+        ("/spec", "backofLimit", json!(0)),
+        ("/spec", "backoffLimit", json!("0")),
+        ("/spec/template/spec", "restartpolicy", json!("Never")),
+        ("/spec/template/spec/containers/0", "args", json!("--count=10")),
+        ("/spec/template/spec/containers/0/securityContext", "runAsNonRoot", json!("true")),
+    ] {
+        let mut manifest = job.value.clone();
+        manifest.pointer_mut(pointer).expect("it is there")[key] = wrong;
+        assert!(schemas.check(&manifest).expect_err(key).contains(pointer), "{key}");
+    }
+}
+
+/// The probe's image, and arguments that the probe takes.
+#[test]
+fn probes_run() {
+    let probe = fetch::program("ws-close-probe");
+    let mut count = 0;
+    for manifest in shipped() {
+        let spec = &manifest.value["spec"];
+        let pod = match manifest.value["kind"].as_str() {
+            Some("Job") => &spec["template"]["spec"],
+            Some("CronJob") => &spec["jobTemplate"]["spec"]["template"]["spec"],
+            _ => continue,
+        };
+        let container = &pod["containers"][0];
+        let image = format!("registry.example.com/ws-close-probe:{}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(container["image"], image, "{manifest}");
+        let arguments = container["args"].as_array().expect("arguments");
+        let arguments = arguments.iter().map(|argument| argument.as_str().expect("text"));
+        let output = Command::new(&probe).args(arguments).output().expect("the probe runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        // Nobody resolves the name here: that it comes so far shows that it takes the arguments.
+        assert!(error.contains("cannot resolve wssample.default.svc"), "{manifest}: {error}");
+        count += 1;
+    }
+    assert_eq!(count, 2);
 }
 
 /// The variants that wasm-plugin.yaml offers in comments are as right as the rest.
 #[test]
 fn commented_variants_fit_the_crds() {
-    let Some(schemas) = schemas() else { return };
+    let schemas = Schemas::kept();
     let text = fs::read_to_string(fetch::root().join("wasm-plugin.yaml")).expect("it is there");
     let (plugin, _) = text.split_once("---").expect("two WasmPlugins");
     for key in ["selector", "targetRefs", "match"] {
@@ -151,7 +163,7 @@ fn commented_variants_fit_the_crds() {
         let with = plugin.replace("\nspec:\n", &format!("\nspec:\n  {key}:\n{variant}"));
         let value: Value = testbed::manifests::parse(&with).remove(0);
         assert!(!value["spec"][key].is_null(), "{with}");
-        check(&schemas, &value).unwrap_or_else(|e| panic!("{key}: {e}\n{with}"));
+        schemas.check(&value).unwrap_or_else(|e| panic!("{key}: {e}\n{with}"));
     }
 }
 
@@ -219,4 +231,13 @@ fn one_image() {
         format!("oci://registry.example.com/ws-clean-close:{}", env!("CARGO_PKG_VERSION"));
     assert_eq!(urls.len(), 8, "{urls:?}");
     assert!(urls.iter().all(|url| *url == expected), "{urls:?}");
+}
+
+/// One VM for all: Envoy makes another for another `vm_id` or environment, and Istio gives WasmPlugins no `vm_id`.
+#[test]
+fn one_vm() {
+    for manifest in shipped() {
+        let text = manifest.value.to_string();
+        assert!(!text.contains("\"vm_id\"") && !text.contains("\"vmConfig\""), "{manifest}");
+    }
 }

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use testbed::closing::open;
 use testbed::link::{Link, Segment};
 use testbed::server::{path, Behaviour};
 use testbed::wire::Frames;
-use testbed::{Client, Ending, Mode, Plan, Server, Setup};
+use testbed::{Ending, Mode, Plan, Server, Setup};
 
 /// A link, or a line that says why there is none.
 fn link(delay: Duration, loss: u8) -> Option<Link> {
@@ -87,7 +88,7 @@ async fn closes(link: &Link, mode: Mode, scenarios: &[(Behaviour, bool)]) -> (Ve
             let address = envoy.address();
             clients.push(tokio::spawn(async move {
                 let path = format!("{}&after=50", path(behaviour, by_server, 4321));
-                let client = Client::open(address, false, &path).await.expect("a WebSocket");
+                let client = open(address, &path).await;
                 let pause = Duration::from_millis(50);
                 let close = (!by_server).then(|| (4000, String::new(), pause));
                 client.run(&Plan { close, ..Plan::default() }).await
@@ -150,6 +151,6 @@ async fn clean_closes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn resets_are_seen() {
     let Some(link) = link(Duration::from_millis(5), 0) else { return };
-    let (_, passed) = closes(&link, Mode::Default, &[(Behaviour::Hasty, true)]).await;
+    let (_, passed) = closes(&link, Mode::Default, &[(Behaviour::FinWithoutWaiting, true)]).await;
     assert!(passed.resets() > 0);
 }

@@ -5,8 +5,9 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use testbed::closing::open;
 use testbed::server::{path, Behaviour};
-use testbed::{fetch, Client, End, Ending, Mode, Plan, Server, Setup};
+use testbed::{fetch, End, Ending, Mode, Plan, Server, Setup};
 
 const START: &str = "<!-- scenarios -->\n";
 const STOP: &str = "<!-- /scenarios -->";
@@ -34,16 +35,16 @@ fn scenarios() -> Vec<Scenario> {
         ("The server closes with 4321, is answered, ends TCP", by_server(Waits), &nearby),
         ("… and resets TCP (RST)", by_server(Resets), &nearby),
         ("… and never ends TCP", by_server(NeverCloses), &nearby),
-        ("… and ends TCP without waiting for the answer", by_server(Hasty), &nearby),
+        ("… and ends TCP without waiting for the answer", by_server(FinWithoutWaiting), &nearby),
         ("… and the client never answers", by_server(Waits), &is_silent),
         ("The client closes with 4000, the server answers, ends TCP", by_client(Waits), &closes),
         ("… the server answers, never ends TCP", by_client(NeverCloses), &closes),
-        ("… the server ends TCP without an answer", by_client(Hasty), &closes),
+        ("… the server ends TCP without an answer", by_client(FinWithoutWaiting), &closes),
         ("… the server resets TCP without an answer", by_client(Resets), &closes),
         ("… the server never answers", by_client(Ignores), &closes),
         ("… the server dies inside a frame", by_client(DiesInFrame), &closes),
         ("Both close at the same time", format!("{}&after=100", by_server(Waits)), &both),
-        ("The server dies, no Close frame at all", by_server(Vanishes), &nearby),
+        ("The server dies, no Close frame at all", by_server(FinWithoutClose), &nearby),
         ("The server dies inside a frame", by_server(DiesInFrame), &nearby),
     ]
     .map(|(what, path, plan)| Scenario { what, path, plan: plan.clone() })
@@ -67,7 +68,7 @@ async fn column(address: SocketAddr) -> Vec<String> {
         .into_iter()
         .map(|scenario| {
             tokio::spawn(async move {
-                let client = Client::open(address, false, &scenario.path).await.expect("open");
+                let client = open(address, &scenario.path).await;
                 cell(&client.run(&scenario.plan).await)
             })
         })

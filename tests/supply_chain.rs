@@ -1,7 +1,7 @@
 //! What the project takes from others: only from crates.io, only under licences that deny.toml allows;
 //! and what of it is in the module. `make audit` asks cargo-deny too.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::process::Command;
 
@@ -87,25 +87,41 @@ fn sources_and_licences() {
     }
 }
 
-#[test]
-fn in_the_module() {
-    let metadata = metadata(&["--filter-platform", "wasm32-wasip1"]);
+/// The names of a package and of all that it is built from, without the dependencies of tests.
+fn linked<'a>(metadata: &'a Value, package: &str) -> Vec<&'a str> {
     let names: HashMap<_, _> =
-        list(&metadata, "packages").map(|p| (p["id"].as_str(), p["name"].as_str())).collect();
-    let mut found = BTreeSet::new();
-    let mut next = vec![metadata["resolve"]["root"].as_str()];
+        list(metadata, "packages").map(|p| (p["id"].as_str(), p["name"].as_str())).collect();
+    let root = names.iter().find(|(_, name)| **name == Some(package));
+    let mut next = vec![*root.expect("it is in the workspace").0];
+    let mut found = HashSet::new();
     while let Some(id) = next.pop() {
-        if !found.insert(names[&id].expect("a name")) {
+        if !found.insert(id) {
             continue;
         }
         let node = list(&metadata["resolve"], "nodes").find(|node| node["id"].as_str() == id);
         for dependency in list(node.expect("a node"), "deps") {
             // Not those of tests.
-            if list(dependency, "dep_kinds").any(|kind| kind["kind"].is_null()) {
+            if list(dependency, "dep_kinds").any(|kind| kind["kind"] != "dev") {
                 next.push(dependency["pkg"].as_str());
             }
         }
     }
+    found.into_iter().map(|id| names[&id].expect("a name")).collect()
+}
+
+/// What the probe is built from, so that it builds in half a minute on two cores: each more makes that longer.
+#[test]
+fn the_probe_is_small() {
+    let metadata = metadata(&["--filter-platform", "x86_64-unknown-linux-musl"]);
+    let found = linked(&metadata, "ws-close-probe");
+    assert!(found.len() <= 90, "{} packages: {found:?}", found.len());
+}
+
+#[test]
+fn in_the_module() {
+    let metadata = metadata(&["--filter-platform", "wasm32-wasip1"]);
+    let found = linked(&metadata, "ws-clean-close");
+    let found: BTreeSet<_> = found.into_iter().collect();
     assert_eq!(found, BTreeSet::from(IN_THE_MODULE));
 }
 

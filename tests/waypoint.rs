@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{json, Value};
-use testbed::closes::Entry;
-use testbed::{envoy, fetch, wire, Client, Mode, Plan, Server, Setup};
+use testbed::entry::Entry;
+use testbed::{envoy, fetch, wire, Client, Mode, Plan, Server, Setup, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -72,7 +72,7 @@ impl Mesh {
     }
 
     fn entry(&self) -> Entry {
-        Entry { address: self.entry, tls: false, host: "localhost" }
+        Entry { address: self.entry, transport: Transport::Tcp, host: "localhost" }
     }
 
     /// WebSockets that the waypoint has logged, and those with Envoy's flag for a failed upstream.
@@ -247,7 +247,7 @@ async fn filter() {
     let mesh = Mesh::start(Mode::Filter, server.address);
     let mut neighbours = Vec::new();
     for _ in 0..5 {
-        let client = Client::open(mesh.entry, false, "/echo?by=client").await;
+        let client = Client::open(mesh.entry, "/echo?by=client").await;
         neighbours.push(client.expect("a WebSocket"));
     }
     println!("filter: {:?} ms", mesh.entry().immediate().await);
@@ -288,7 +288,7 @@ async fn ejections() {
         let mut open = Vec::new();
         for _ in 0..20 {
             let path = "/waits?by=server&code=4321&told=1";
-            open.push(Client::open(mesh.entry, false, path).await.expect("a WebSocket"));
+            open.push(Client::open(mesh.entry, path).await.expect("a WebSocket"));
         }
         // The last of them has its 101 a moment before its server waits.
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -350,7 +350,7 @@ async fn much(waits: bool) -> SocketAddr {
 
 /// Bytes that do not reach a client that reads 8 MB/s, and whether the Close frame does.
 async fn missing(entry: SocketAddr) -> (usize, bool) {
-    let client = Client::open(entry, false, "/").await.expect("a WebSocket");
+    let client = Client::open(entry, "/").await.expect("a WebSocket");
     let plan = Plan {
         slowly: Some((64 * 1024, Duration::from_millis(8))),
         patience: Duration::from_secs(20),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use testbed::{Envoy, Mode, Server, Setup};
 use tokio::task::JoinSet;
 
+use crate::limits;
 use crate::many::{close, open, possible};
 use crate::measure::{amount, Spread};
 
@@ -87,6 +88,14 @@ async fn bursts(
             burst.clean
         );
         found.push(burst);
+    }
+    let of = |mode: Mode| found.iter().find(|burst| burst.mode == mode.name());
+    if let (Some(baseline), Some(filter)) = (of(Mode::Baseline), of(Mode::Filter)) {
+        let median = |of: fn(&Burst) -> Spread| of(filter).median / of(baseline).median;
+        for (what, ratio) in [("last FIN", median(|b| b.seconds)), ("CPU", median(|b| b.cpu))] {
+            let verdict = limits::verdict(ratio, Some(limits::BURST));
+            println!("    {what}: {ratio:.2} of the baseline's{verdict}");
+        }
     }
     found
 }

@@ -9,6 +9,7 @@ use testbed::server::micros;
 use testbed::{Client, End, Mode, Plan, Server, Setup};
 use tokio::task::JoinSet;
 
+use crate::limits;
 use crate::measure::{amount, quantile};
 
 pub const HOPS: usize = 3;
@@ -31,7 +32,7 @@ async fn close(address: SocketAddr, by_server: bool) -> (f64, bool) {
     // The client is there for a moment, so that nothing of the opening is left.
     const OPEN: Duration = Duration::from_millis(20);
     let path = if by_server { "/waits?by=server&after=20&stamp=1" } else { "/waits?by=client" };
-    let client = Client::open(address, false, path).await.expect("a WebSocket");
+    let client = Client::open(address, path).await.expect("a WebSocket");
     if by_server {
         let ending = client.run(&Plan::default()).await;
         let now = micros();
@@ -78,14 +79,29 @@ async fn closes(proxy: &str, hops: usize, address: SocketAddr, by_server: bool) 
     found
 }
 
+/// Whether the filter's closes are as soon as the baseline's.
+fn tell(found: &[Closes], hops: usize, by_server: bool) {
+    let of = |mode: Mode| {
+        let is = |c: &&Closes| c.proxy == mode.name() && c.hops == hops && c.by_server == by_server;
+        found.iter().find(is)
+    };
+    if let (true, Some(baseline), Some(filter)) = (by_server, of(Mode::Baseline), of(Mode::Filter))
+    {
+        for (what, ratio) in
+            [("p50", filter.p50 / baseline.p50), ("p99", filter.p99 / baseline.p99)]
+        {
+            let verdict = limits::verdict(ratio, Some(limits::CLOSE));
+            println!("    {what}: {ratio:.2} of the baseline's{verdict}");
+        }
+    }
+}
+
 pub async fn run() -> Vec<Closes> {
     let server = Server::start().await;
     let mut envoys = Vec::new();
     for mode in Mode::ALL {
         envoys.push((mode.name(), Setup::new(mode).hops(HOPS).start(server.address).await));
     }
-    let precise = Setup { precise_timer: true, ..Setup::new(Mode::Filter).hops(HOPS) };
-    envoys.push(("filter, precise timer", precise.start(server.address).await));
     let mut others = Vec::new();
     for kind in Kind::ALL {
         match Proxy::start(kind, HOPS, server.address) {
@@ -101,6 +117,7 @@ pub async fn run() -> Vec<Closes> {
             for (name, entry) in entries.chain(others) {
                 found.push(closes(name, hops, entry, by_server).await);
             }
+            tell(&found, hops, by_server);
         }
     }
     found

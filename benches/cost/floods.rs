@@ -41,7 +41,7 @@ impl Flood {
     async fn read(self, address: SocketAddr, bytes: usize) {
         let singly = if self.singly { "&singly=1" } else { "" };
         let path = format!("/flood?by=server&size={}&bytes={bytes}{singly}", self.size);
-        let mut client = Client::open(address, false, &path).await.expect("a WebSocket");
+        let mut client = Client::open(address, &path).await.expect("a WebSocket");
         let mut buffer = vec![0; 1 << 18];
         // What came with the response is there already.
         let mut left = bytes.saturating_sub(client.frames.left_over());
@@ -54,7 +54,7 @@ impl Flood {
 
     async fn write(self, address: SocketAddr, bytes: usize) {
         let path = format!("/sink?by=client&bytes={bytes}");
-        let mut client = Client::open(address, false, &path).await.expect("a WebSocket");
+        let mut client = Client::open(address, &path).await.expect("a WebSocket");
         let batch = if self.singly {
             wire::message(&vec![b'm'; self.size], true)
         } else {
@@ -88,7 +88,10 @@ pub fn all() -> Vec<Flood> {
 pub async fn run() -> Vec<Row> {
     let server = Server::start().await;
     let mut rows = Vec::new();
-    for size in SIZES {
+    // BENCH_SIZES: some of them, for whoever tries something.
+    let asked = std::env::var("BENCH_SIZES").unwrap_or_default();
+    let asked: Vec<usize> = asked.split(',').filter_map(|size| size.parse().ok()).collect();
+    for size in SIZES.into_iter().filter(|size| asked.is_empty() || asked.contains(size)) {
         let lanes = [
             ("none", Setup::new(Mode::Default)),
             ("filter", Setup::new(Mode::Filter)),

@@ -26,7 +26,7 @@ impl Questions {
         let file = fetch::folder("floor").join(format!("{step}-{len}.wasm"));
         let module = wat::parse_str(self.text()).expect("the text is WebAssembly");
         std::fs::write(&file, module).expect("target is writable");
-        Setup { module: Some(file), network_half: None, ..Setup::new(Mode::Filter) }
+        Setup { module: Some(file), network_filter: None, ..Setup::new(Mode::Filter) }
     }
 
     /// The callbacks that the filter has, and their questions; `proxy_abi_version_0_2_1`.

@@ -3,6 +3,7 @@
 //!     make bench                                   # all of it, ten minutes
 //!     cargo bench --bench cost -- floods memory    # some of it
 //!     BENCH_QUICK=1 make bench                     # does it run? Its figures mean nothing
+//!     make bench-compare BASE=main                 # another commit's module in the same Envoys
 //!     make bench-report                            # writes docs/performance.md and its plots
 //!
 //! Each item prints what it finds and writes it to `target/bench/<item>.json`.
@@ -11,6 +12,7 @@ mod burst;
 mod closes;
 mod floods;
 mod floor;
+mod limits;
 mod many;
 mod measure;
 mod memory;
@@ -43,9 +45,15 @@ async fn main() {
     }
     // Sockets by the ten thousand: Envoy inherits this.
     let _ = rlimit::increase_nofile_limit(1 << 17);
+    // A comparison with another module is told and not kept: it is no row of the page.
+    let compares = std::env::var_os("BENCH_BASE").is_some();
     for item in ITEMS.iter().filter(|item| asked.is_empty() || asked.contains(item)) {
         println!("{item}");
         match *item {
+            "floods" if compares => drop(floods::run().await),
+            "pingpong" if compares => drop(pingpong::run().await),
+            "requests" if compares => drop(requests::run().await),
+            "network" if compares => drop(network::run().await),
             "floods" => measure::save(item, &floods::run().await),
             "pingpong" => measure::save(item, &pingpong::run().await),
             "requests" => measure::save(item, &requests::run().await),

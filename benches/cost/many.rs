@@ -17,7 +17,7 @@ pub fn possible(wanted: usize) -> usize {
     let possible = (limit.saturating_sub(open + FOR_THE_REST) / 2) as usize;
     if possible < wanted {
         println!(
-            "  {possible} WebSockets in the place of {wanted}: a process may open {limit} files \
+            "  {possible} WebSockets instead of {wanted}: a process may open {limit} files \
              here (ulimit -Hn)"
         );
     }
@@ -34,7 +34,7 @@ pub async fn open(address: SocketAddr, path: &'static str, count: usize) -> Vec<
             let mut clients = Vec::with_capacity(share);
             for _ in 0..share {
                 let tcp = connect(i, address).await;
-                clients.push(Client::over(tcp, false, path).await.expect("a WebSocket"));
+                clients.push(Client::over(tcp, path).await.expect("a WebSocket"));
             }
             clients
         });

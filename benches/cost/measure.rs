@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use testbed::{fetch, Envoy, Setup};
 
+use crate::limits;
+
 /// Whether this is a smoke run.
 pub fn is_quick() -> bool {
     std::env::var_os("BENCH_QUICK").is_some_and(|value| value != "0")
@@ -68,8 +70,12 @@ impl Row {
     fn print(&self) {
         let Self { what, setup, unit, cost, ratio, .. } = self;
         println!(
-            "  {what:44} {setup:16} {:9.3} {unit:14} {:.3} ({:.3} to {:.3})",
-            cost.median, ratio.median, ratio.low, ratio.high
+            "  {what:44} {setup:16} {:9.3} {unit:14} {:.3} ({:.3} to {:.3}){}",
+            cost.median,
+            ratio.median,
+            ratio.low,
+            ratio.high,
+            limits::verdict(ratio.median, limits::of(self))
         );
     }
 }
@@ -78,15 +84,22 @@ impl Row {
 /// are started alike differ by a tenth in what they use, for as long as they run.
 pub struct Lanes {
     pub envoy: Envoy,
-    names: Vec<&'static str>,
+    names: Vec<String>,
 }
 
 impl Lanes {
-    /// In front of `server`; ratios are to the first.
-    pub async fn start<const N: usize>(
-        server: SocketAddr,
-        lanes: [(&'static str, Setup); N],
-    ) -> Self {
+    /// In front of `server`; ratios are to the first. Behind them, one for each module to compare with,
+    /// attached as the second: `BENCH_BASE` has its file, or several with a comma between them.
+    pub async fn start<const N: usize>(server: SocketAddr, lanes: [(&str, Setup); N]) -> Self {
+        let filter = lanes[1].1.clone();
+        let mut lanes: Vec<_> =
+            lanes.into_iter().map(|(name, setup)| (name.to_owned(), setup)).collect();
+        let base = std::env::var("BENCH_BASE").unwrap_or_default();
+        for file in base.split(',').filter(|file| !file.is_empty()) {
+            let file = PathBuf::from(file);
+            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            lanes.push((name, Setup { module: Some(file), ..filter.clone() }));
+        }
         let (names, setups): (Vec<_>, Vec<_>) = lanes.into_iter().unzip();
         let mut setups = setups.into_iter();
         let first = setups.next().expect("a lane");
@@ -95,7 +108,7 @@ impl Lanes {
     }
 
     /// What they are called.
-    pub fn names(&self) -> &[&'static str] {
+    pub fn names(&self) -> &[String] {
         &self.names
     }
 
@@ -152,9 +165,9 @@ impl Job<'_> {
                 costs[which].push(seconds * self.scale / much as f64);
             }
         }
-        let row = |(i, name): (usize, &&str)| Row {
+        let row = |(i, name): (usize, &String)| Row {
             what: self.what.clone(),
-            setup: (*name).to_owned(),
+            setup: name.clone(),
             unit: self.unit.to_owned(),
             cost: Spread::of(costs[i].iter().copied()),
             ratio: Spread::of(costs[i].iter().zip(&costs[0]).map(|(with, without)| with / without)),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use testbed::{Envoy, Mode, Server, Setup};
 use tokio::task::JoinSet;
 
+use crate::limits;
 use crate::many::{close, open, possible};
 use crate::measure::amount;
 
@@ -119,6 +120,11 @@ pub async fn run() -> Vec<Use> {
             used.clean
         );
         found.push(used);
+    }
+    if let [without, with] = &found[..] {
+        let added = with.each(|m| m.allocated) - without.each(|m| m.allocated);
+        let verdict = limits::verdict(added, Some(limits::WEBSOCKET));
+        println!("  the filter adds {added:.0} bytes a WebSocket{verdict}");
     }
     found
 }

@@ -55,7 +55,7 @@ pub async fn connect(from: usize, to: SocketAddr) -> TcpStream {
 
 pub async fn run() -> Vec<Row> {
     let server = Server::start().await;
-    let alone = |mode, tcp| Setup { http_half: None, tcp, ..Setup::new(mode) };
+    let alone = |mode, tcp| Setup { http_filter: None, tcp, ..Setup::new(mode) };
     let mut rows = Vec::new();
     for (protocol, tcp) in [("TCP", true), ("HTTP", false)] {
         let lanes = [("none", alone(Mode::Default, tcp)), ("network", alone(Mode::Filter, tcp))];

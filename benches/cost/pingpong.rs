@@ -8,6 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
 use crate::floor::Questions;
+use crate::limits;
 use crate::many;
 use crate::measure::{amount, quantile, Lanes, Spread};
 
@@ -95,7 +96,7 @@ pub async fn run() -> Vec<Latency> {
         for (which, setup) in lanes.names().iter().enumerate() {
             let latency = Latency {
                 what: what.to_owned(),
-                setup: (*setup).to_owned(),
+                setup: setup.clone(),
                 p50: Spread::of(p50[which].iter().copied()),
                 p99: Spread::of(p99[which].iter().copied()),
                 cpu: Spread::of(cpu[which].iter().copied()),
@@ -104,13 +105,17 @@ pub async fn run() -> Vec<Latency> {
                 ratio_cpu: ratio(&cpu, which),
             };
             println!(
-                "  {what:24} {setup:8} p50 {:7.0} µs {:.3}   p99 {:7.0} µs {:.3}   CPU {:5.1} µs {:.3}",
+                "  {what:24} {setup:8} p50 {:7.0} µs {:.3}   p99 {:7.0} µs {:.3}   CPU {:5.1} µs {:.3}{}",
                 latency.p50.median,
                 latency.ratio50.median,
                 latency.p99.median,
                 latency.ratio99.median,
                 latency.cpu.median,
-                latency.ratio_cpu.median
+                latency.ratio_cpu.median,
+                limits::verdict(
+                    latency.ratio50.median,
+                    (setup == "filter" && !pause.is_zero()).then_some(limits::ROUND_TRIP)
+                )
             );
             found.push(latency);
         }

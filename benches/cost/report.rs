@@ -4,26 +4,13 @@ use testbed::fetch;
 
 use crate::burst::Burst;
 use crate::closes::{Closes, HOPS};
+use crate::limits;
 use crate::measure::{load, Kept, Machine, Row, Spread};
 use crate::memory::{Memory, Use};
 use crate::pingpong::Latency;
 use crate::plots;
 use crate::scanner;
 use crate::size::Size;
-
-/// What a row may cost at most.
-fn limit(row: &Row) -> Option<f64> {
-    match (&row.what[..], &row.setup[..]) {
-        ("plain requests", "both filters") => Some(1.20),
-        ("plain requests", "composite") => Some(1.05),
-        (what, "network") if what.ends_with("a connection for each request") => None,
-        (_, "network") => Some(1.00),
-        (what, "filter") if what.contains("singly") => None,
-        (what, "filter") if what.ends_with("125 B") => Some(1.15),
-        (what, "filter") if what.ends_with("16 KiB") || what.ends_with("1 MiB") => Some(1.05),
-        _ => None,
-    }
-}
 
 pub fn write() {
     let file = fetch::root().join("docs/performance.md");
@@ -35,7 +22,7 @@ pub fn write() {
     };
     fill(
         "floods",
-        load("floods").map(|kept| with_plot(&kept, floods, |r| plots::floods(r, limit))),
+        load("floods").map(|kept| with_plot(&kept, floods, |r| plots::floods(r, limits::of))),
     );
     fill("pingpong", load("pingpong").map(|kept| plain(&kept, latencies)));
     fill("requests", load("requests").map(|kept| with_plot(&kept, paired, plots::requests)));
@@ -107,7 +94,7 @@ fn paired(rows: &[Row]) -> String {
             row.setup,
             row.cost.median,
             spread(&row.ratio, 2),
-            limit(row).map_or_else(String::new, |limit| format!("{limit:.2}"))
+            limits::of(row).map_or_else(String::new, |limit| format!("{limit:.2}"))
         );
     }
     table
@@ -128,7 +115,7 @@ fn floods(rows: &[Row]) -> String {
             with.cost.median,
             spread(&with.ratio, 2),
             spread(&floor.ratio, 2),
-            limit(with).map_or_else(String::new, |limit| format!("{limit:.2}"))
+            limits::of(with).map_or_else(String::new, |limit| format!("{limit:.2}"))
         );
     }
     table

@@ -50,13 +50,13 @@ pub async fn run() -> Vec<Row> {
         ("composite", only(Streams::CompositeUpgrades, &filter)),
         ("composite, floor", only(Streams::CompositeUpgrades, &floor)),
         ("upgrade chain", only(Streams::UpgradeChain, &filter)),
-        ("network", Setup { http_half: None, ..filter }),
+        ("network", Setup { http_filter: None, ..filter }),
     ];
     let lanes = Lanes::start(server.address, lanes).await;
     // A filter that is not there costs nothing.
     for (closed, lane) in (1..).zip([1, 3, 5]) {
         let path = path(Behaviour::Waits, true, 4321);
-        let client = Client::open(lanes.address(lane), false, &path).await.expect("a WebSocket");
+        let client = Client::open(lanes.address(lane), &path).await.expect("a WebSocket");
         let ending = client.run(&Plan::default()).await;
         assert!(ending.is_clean() && ending.ms() < 500.0, "not the filter's close: {ending}");
         assert_eq!(lanes.envoy.metric("websocket.closed.clean"), closed);

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use testbed::fetch;
 use wasmparser::{KnownCustom, Name, Parser, Payload};
 
+use crate::limits;
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Size {
     /// Of the module as it is shipped, in bytes.
@@ -86,7 +88,7 @@ pub fn run() -> Size {
     size.largest.sort_by_key(|(_, len)| std::cmp::Reverse(*len));
     size.largest.truncate(12);
     size.rest = module.saturating_sub(size.data + bodies.iter().sum::<usize>());
-    println!("  {module} bytes");
+    println!("  {module} bytes{}", limits::verdict(module as f64, Some(limits::MODULE)));
     for (name, bytes) in &size.code {
         println!("  {bytes:8} {name}");
     }

@@ -6,9 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use self::value::{close, code, duration, limit, object, optional, present, read, required, Value};
+use self::value::{boolean, close, duration, fraction, limit, text, Decimal, Object, Value};
 use crate::frame::{Close, CloseCode, MAX_CONTROL_PAYLOAD_LEN};
 
 /// Longest reason of a Close frame in bytes: a control frame's payload less the status code.
@@ -93,7 +91,10 @@ impl Default for HttpConfig {
 
 impl fmt::Display for HttpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let limit = |limit: Option<Duration>| limit.map_or("never".into(), |l| format!("{l:?}"));
+        let time = |time: Duration| {
+            format!("{}s", Decimal(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+        };
+        let limit = |limit: Option<Duration>| limit.map_or("never".into(), time);
         write!(
             f,
             "enforce {}, closeHandshakeTimeout {}, tcpCloseTimeout {}, answerClientClose {}",
@@ -108,20 +109,21 @@ impl fmt::Display for HttpConfig {
         if !self.missing_close_is_failure {
             write!(f, ", missingCloseIsFailure false")?;
         }
-        let silent = |time: Option<Duration>| {
-            time.map_or(String::new(), |time| format!(", endSilentAfter {time:?}"))
+        let silent = |after: Option<Duration>| {
+            after.map_or(String::new(), |after| format!(", endSilentAfter {}", time(after)))
         };
         if let Some(MaxAge { after, jitter, claim, close, end_silent_after }) = &self.max_age {
             write!(f, ", maxAge")?;
             if let Some(after) = after {
-                write!(f, " after {after:?}, jitter {jitter},")?;
+                let jitter = Value::Number(*jitter);
+                write!(f, " after {}, jitter {jitter},", time(*after))?;
             }
             let claim = if *claim { " claim exp," } else { "" };
             write!(f, "{claim} {}{}", close.status(), silent(*end_silent_after))?;
         }
         if let Some(Drain { within, close, end_silent_after }) = &self.drain {
             let silent = silent(*end_silent_after);
-            write!(f, ", drain within {within:?}, {}{silent}", close.status())?;
+            write!(f, ", drain within {}, {}{silent}", time(*within), close.status())?;
         }
         Ok(())
     }
@@ -139,71 +141,70 @@ impl Config {
                     .into(),
             ));
         }
-        let text: Value = serde_json::from_slice(json).map_err(|e| Error(e.to_string()))?;
-        let keys: Keys = object(None, &text)?;
-        let Some(attach) = &keys.attach else {
+        let json: Value = serde_json::from_slice(json).map_err(|e| Error(e.to_string()))?;
+        let mut keys = Object::of(None, json, &KEYS)?;
+        let Some(attach) = keys.optional("attach", text)? else {
             return Err(Error("`attach` is missing: \"http\" or \"network\"".into()));
         };
-        match read::<String>("attach", attach)?.as_str() {
-            "http" => Self::http(keys),
+        match attach.as_str() {
+            "http" => Self::http(&mut keys),
             "network" => Self::network(&keys),
-            other => Err(Error::value("attach", other, "\"http\" or \"network\"")),
+            _ => Err(Error::value("attach", &Value::Text(attach), "\"http\" or \"network\"")),
         }
     }
 
-    fn network(keys: &Keys) -> Result<Self, Error> {
-        let misplaced = [
-            ("enforce", &keys.enforce),
-            ("closeHandshakeTimeout", &keys.close_handshake_timeout),
-            ("tcpCloseTimeout", &keys.tcp_close_timeout),
-            ("answerClientClose", &keys.answer_client_close),
-            ("abnormalClose", &keys.abnormal_close),
-            ("missingCloseIsFailure", &keys.missing_close_is_failure),
-            ("maxAge", &keys.max_age),
-            ("drain", &keys.drain),
-        ];
-        match misplaced.iter().find(|(_, value)| value.is_some()) {
-            Some((key, _)) => Err(Error(format!(
+    fn network(keys: &Object) -> Result<Self, Error> {
+        match keys.left() {
+            Some(key) => Err(Error(format!(
                 "`{key}` is misplaced: the network filter takes only `attach`, all else belongs to \"attach\": \"http\""
             ))),
             None => Ok(Self::Network),
         }
     }
 
-    fn http(keys: Keys) -> Result<Self, Error> {
+    fn http(keys: &mut Object) -> Result<Self, Error> {
         let default = HttpConfig::default();
         Ok(Self::Http(Box::new(HttpConfig {
-            enforce: optional("enforce", keys.enforce, read)?.unwrap_or(default.enforce),
-            close_handshake_timeout: optional(
-                "closeHandshakeTimeout",
-                keys.close_handshake_timeout,
-                limit,
-            )?
-            .unwrap_or(default.close_handshake_timeout),
-            tcp_close_timeout: optional("tcpCloseTimeout", keys.tcp_close_timeout, limit)?
+            enforce: keys.optional("enforce", boolean)?.unwrap_or(default.enforce),
+            close_handshake_timeout: keys
+                .optional("closeHandshakeTimeout", limit)?
+                .unwrap_or(default.close_handshake_timeout),
+            tcp_close_timeout: keys
+                .optional("tcpCloseTimeout", limit)?
                 .unwrap_or(default.tcp_close_timeout),
-            answer_client_close: optional("answerClientClose", keys.answer_client_close, read)?
+            answer_client_close: keys
+                .optional("answerClientClose", boolean)?
                 .unwrap_or(default.answer_client_close),
-            abnormal_close: optional("abnormalClose", keys.abnormal_close, abnormal_close)?,
-            missing_close_is_failure: optional(
-                "missingCloseIsFailure",
-                keys.missing_close_is_failure,
-                read,
-            )?
-            .unwrap_or(default.missing_close_is_failure),
-            max_age: optional("maxAge", keys.max_age, max_age)?,
-            drain: optional("drain", keys.drain, drain)?,
+            abnormal_close: keys.optional("abnormalClose", |_, value| abnormal_close(value))?,
+            missing_close_is_failure: keys
+                .optional("missingCloseIsFailure", boolean)?
+                .unwrap_or(default.missing_close_is_failure),
+            max_age: keys.optional("maxAge", |_, value| max_age(value))?,
+            drain: keys.optional("drain", |_, value| drain(value))?,
         })))
     }
 }
+
+/// What an attachment's configuration may have.
+const KEYS: [&str; 9] = [
+    "attach",
+    "enforce",
+    "closeHandshakeTimeout",
+    "tcpCloseTimeout",
+    "answerClientClose",
+    "abnormalClose",
+    "missingCloseIsFailure",
+    "maxAge",
+    "drain",
+];
 
 /// What is wrong with a configuration, in a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error(String);
 
 impl Error {
-    fn value(key: &str, value: impl fmt::Debug, allowed: &str) -> Self {
-        Self(format!("`{key}` is {value:?}: allowed is {allowed}"))
+    fn value(key: &str, value: &Value, allowed: &str) -> Self {
+        Self(format!("`{key}` is {value}: allowed is {allowed}"))
     }
 }
 
@@ -215,131 +216,50 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The keys as they stand. Their values are kept as text, so that each is read where its full name
-/// is known and an error can give it; serde refuses unknown and repeated keys by itself.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Keys {
-    #[serde(default, deserialize_with = "present")]
-    attach: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    enforce: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    close_handshake_timeout: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    tcp_close_timeout: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    answer_client_close: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    abnormal_close: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    missing_close_is_failure: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    max_age: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    drain: Option<Value>,
+fn abnormal_close(value: Value) -> Result<Close, Error> {
+    let mut keys = Object::of(Some("abnormalClose"), value, &["code", "reason"])?;
+    close(&mut keys, None)
 }
 
-/// The keys of every object that describes a Close frame to send, and when.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CloseKeys {
-    #[serde(default, deserialize_with = "present")]
-    code: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    reason: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct MaxAgeKeys {
-    #[serde(default, deserialize_with = "present")]
-    after: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    jitter: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    claim: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    end_silent_after: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    code: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    reason: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct DrainKeys {
-    #[serde(default, deserialize_with = "present")]
-    within: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    end_silent_after: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    code: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    reason: Option<Value>,
-}
-
-fn abnormal_close(key: &str, value: &Value) -> Result<Close, Error> {
-    let keys: CloseKeys = object(Some(key), value)?;
-    let code = required(&format!("{key}.code"), keys.code, code)?;
-    close(key, code, keys.reason)
-}
-
-fn max_age(key: &str, value: &Value) -> Result<MaxAge, Error> {
-    let keys: MaxAgeKeys = object(Some(key), value)?;
-    let after = optional(&format!("{key}.after"), keys.after, |key, value| {
+fn max_age(value: Value) -> Result<MaxAge, Error> {
+    let allowed = ["after", "jitter", "claim", "endSilentAfter", "code", "reason"];
+    let mut keys = Object::of(Some("maxAge"), value, &allowed)?;
+    let after = keys.optional("after", |key, value| {
         duration(key, value, MIN_DURATION, MAX_AGE, "0.001s to 366 days")
     })?;
-    let claim =
-        optional(&format!("{key}.claim"), keys.claim, |key, value| {
-            match read::<String>(key, value)?.as_str() {
-                "exp" => Ok(()),
-                other => Err(Error::value(key, other, "\"exp\"")),
-            }
-        })?;
-    if after.is_none() && claim.is_none() {
-        return Err(Error(format!("`{key}` needs `{key}.after` or `{key}.claim`, or both")));
-    }
-    let jitter = optional(&format!("{key}.jitter"), keys.jitter, |key, value| {
-        let jitter: f64 = read(key, value)?;
-        if (0.0..=1.0).contains(&jitter) {
-            Ok(jitter)
-        } else {
-            Err(Error::value(key, jitter, "0 to 1"))
-        }
+    let claim = keys.optional("claim", |key, value| match text(key, value)?.as_str() {
+        "exp" => Ok(()),
+        other => Err(Error::value(key, &Value::Text(other.to_owned()), "\"exp\"")),
     })?;
+    if after.is_none() && claim.is_none() {
+        return Err(Error("`maxAge` needs `maxAge.after` or `maxAge.claim`, or both".into()));
+    }
     Ok(MaxAge {
         after,
-        jitter: jitter.unwrap_or(0.1),
+        jitter: keys.optional("jitter", fraction)?.unwrap_or(0.1),
         claim: claim.is_some(),
-        close: going_away(key, keys.code, keys.reason)?,
-        end_silent_after: end_silent_after(key, keys.end_silent_after)?,
+        close: close(&mut keys, Some(CloseCode::GOING_AWAY))?,
+        end_silent_after: end_silent_after(&mut keys)?,
     })
 }
 
-fn drain(key: &str, value: &Value) -> Result<Drain, Error> {
-    let keys: DrainKeys = object(Some(key), value)?;
-    let within = optional(&format!("{key}.within"), keys.within, |key, value| {
+fn drain(value: Value) -> Result<Drain, Error> {
+    let allowed = ["within", "endSilentAfter", "code", "reason"];
+    let mut keys = Object::of(Some("drain"), value, &allowed)?;
+    let within = keys.optional("within", |key, value| {
         duration(key, value, Duration::ZERO, MAX_LIMIT, "0s to 24h")
     })?;
     Ok(Drain {
         within: within.unwrap_or(Duration::from_secs(30)),
-        close: going_away(key, keys.code, keys.reason)?,
-        end_silent_after: end_silent_after(key, keys.end_silent_after)?,
+        close: close(&mut keys, Some(CloseCode::GOING_AWAY))?,
+        end_silent_after: end_silent_after(&mut keys)?,
     })
 }
 
-fn end_silent_after(parent: &str, value: Option<Value>) -> Result<Option<Duration>, Error> {
-    optional(&format!("{parent}.endSilentAfter"), value, |key, value| {
+fn end_silent_after(keys: &mut Object) -> Result<Option<Duration>, Error> {
+    keys.optional("endSilentAfter", |key, value| {
         duration(key, value, Duration::ZERO, MAX_LIMIT, "0s to 24h")
     })
-}
-
-/// The Close frame of `code` and `reason`; 1001 if there is no code.
-fn going_away(key: &str, value: Option<Value>, reason: Option<Value>) -> Result<Close, Error> {
-    let code = optional(&format!("{key}.code"), value, code)?.unwrap_or(CloseCode::GOING_AWAY);
-    close(key, code, reason)
 }
 
 mod value;

@@ -3,15 +3,22 @@
 //! A [`Session`] is given what happens, each with its time, and answers with [`Actions`]: what becomes
 //! of the bytes in hand and of the stream. It asks for one deadline ([`Session::next_timeout`]) and at
 //! the end reports what to count and whether to close the connection ([`Session::end`]).
+//!
+//! The Close frames that the filter sends of its own accord (`drain`, `maxAge`) are in
+//! `session/own_close.rs`.
+
+mod own_close;
 
 use std::rc::Rc;
 use std::time::Duration;
+
+use own_close::{Draining, Due};
 
 use crate::actions::{Actions, ChunkAction, End};
 use crate::activity::Activity;
 use crate::config::HttpConfig;
 use crate::counter::Counter;
-use crate::drain::{self, PATIENCE};
+use crate::drain::PATIENCE;
 use crate::frame::{Close, Fault};
 use crate::handshake::{Awaited, Handshake, Initiator, Side, UpstreamEnd};
 use crate::opening::{EarlyData, Link, Opening, Upstream};
@@ -37,21 +44,6 @@ enum Injection {
     Answer,
     /// `abnormalClose`.
     Abnormal,
-}
-
-/// The WebSocket is to be closed with a Close frame of the filter's at the next opportunity.
-#[derive(Debug)]
-struct Due {
-    close: Close,
-    counter: Counter,
-    since: Instant,
-}
-
-/// `drain`, as it concerns one session.
-#[derive(Debug)]
-struct Draining {
-    close: Close,
-    end_silent_after: Option<Duration>,
 }
 
 /// One WebSocket.
@@ -114,41 +106,6 @@ impl Session {
         let mut actions = Actions { changed: true, ..Actions::default() };
         session.scanned(Side::Client, close, fault, &|| now, &mut actions);
         (session, actions)
-    }
-
-    /// Sets the timers of `maxAge` and `drain`.
-    fn plan_closing(&mut self, fraction: f64, token_valid_for: Option<Duration>, now: Instant) {
-        let config = Rc::clone(&self.config);
-        if !config.enforce {
-            return;
-        }
-        if let Some(max_age) = &config.max_age {
-            let after = max_age.after.map(|age| age.mul_f64(1.0 + max_age.jitter * fraction));
-            let token = token_valid_for.filter(|_| max_age.claim);
-            if let Some(age) = after.into_iter().chain(token).min() {
-                self.timers.set(Timer::Age, now + age);
-            }
-        }
-        if let Some(drain) = &config.drain {
-            self.drain(now + drain.within, drain.close, drain.end_silent_after);
-        }
-    }
-
-    /// Closes it with `close` from `at` on. Ends it without, if it could not be told for
-    /// `end_silent_after`.
-    pub fn drain(&mut self, at: Instant, close: Close, end_silent_after: Option<Duration>) {
-        self.stop_draining();
-        self.draining = Some(Box::new(Draining { close, end_silent_after }));
-        self.timers.set(Timer::Drain, at);
-    }
-
-    /// It stays open, if it has not yet been told otherwise.
-    pub fn stop_draining(&mut self) {
-        self.draining = None;
-        self.timers.stop(Timer::Drain);
-        if self.due.take_if(|due| due.counter == Counter::SentDrain).is_some() {
-            self.timers.stop(Timer::Silent);
-        }
     }
 
     /// The next bytes of `side` are in hand, which may be none. `end_of_stream` is what the host says.
@@ -256,22 +213,6 @@ impl Session {
         Some((counter, limit?))
     }
 
-    /// If it is due, and the chunk in hand has a place for it, a Close frame of the filter's own goes
-    /// there. Nobody else may be closing already.
-    fn place_own_close(&mut self, side: Side, now: &impl Fn() -> Instant, actions: &mut Actions) {
-        let Some(since) = self.due.as_ref().map(|due| due.since) else {
-            return;
-        };
-        if self.fault.is_some() || !self.handshake.is_open() {
-            return;
-        }
-        let boundaries = self.scanner(side).boundaries();
-        if let Some(at) = drain::cut(side, boundaries, now().since(since)) {
-            self.injection = Some(Injection::Own(side.peer()));
-            actions.chunk = ChunkAction::Inject(at);
-        }
-    }
-
     /// The upstream ends with this chunk, which has `len` bytes.
     fn upstream_ends(&mut self, len: usize, end_of_stream: bool, actions: &mut Actions) {
         self.upstream_ended = true;
@@ -371,44 +312,6 @@ impl Session {
         // A stream among others on an HTTP/2 or HTTP/3 connection is tracked and counted only.
         actions.reset = self.config.enforce && self.link.owns_connection;
         self.timed_out = true;
-    }
-
-    fn close_for_age(&mut self, now: Instant) {
-        let Some(max_age) = &self.config.max_age else {
-            return;
-        };
-        // Instead of a drain too, which may be called off.
-        let since = self.due.as_ref().map_or(now, |due| due.since);
-        let due = Due { close: max_age.close, counter: Counter::SentMaxAge, since };
-        let end_silent_after = max_age.end_silent_after;
-        self.closes(due, end_silent_after);
-    }
-
-    fn close_for_drain(&mut self, now: Instant) {
-        if let (Some(draining), None) = (self.draining.take(), &self.due) {
-            let due = Due { close: draining.close, counter: Counter::SentDrain, since: now };
-            self.closes(due, draining.end_silent_after);
-        }
-    }
-
-    fn closes(&mut self, due: Due, end_silent_after: Option<Duration>) {
-        if let Some(time) = end_silent_after {
-            self.timers.set(Timer::Silent, due.since + time);
-        }
-        self.due = Some(Box::new(due));
-    }
-
-    /// `endSilentAfter` is over: it ends, told or not.
-    fn end_silent(&mut self, actions: &mut Actions) {
-        actions.reset = true;
-        actions.changed = true;
-        self.timed_out = true;
-        if self.due.is_some() {
-            self.ended_silent = true;
-            actions.count = Some(Counter::EndedSilent);
-        } else {
-            actions.count = Some(Counter::TimeoutHandshake);
-        }
     }
 
     /// The stream is over, whoever ended it.

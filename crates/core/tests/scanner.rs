@@ -465,3 +465,16 @@ fn a_chunk_that_is_longer_than_it_says() {
         assert!(events <= 2, "{frames:?}: {events}");
     }
 }
+
+/// A chunk that ends right behind a header: the frame is open, and its end is no boundary of this chunk.
+#[test]
+fn a_chunk_that_ends_behind_a_header() {
+    for len in 1..=4_u8 {
+        let mut scanner = Scanner::new(Side::Server);
+        scanner.scan(&mut &[0x81, len][..], |_| {}).unwrap();
+        assert_eq!(scanner.boundaries(), Boundaries { frame: Some(0), message: Some(0) });
+        assert!(!scanner.at_boundary(), "{len}");
+        scanner.scan(&mut &vec![0x88; usize::from(len)][..], |event| panic!("{event:?}")).unwrap();
+        assert!(scanner.at_message_boundary(), "{len}");
+    }
+}

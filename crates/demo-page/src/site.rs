@@ -94,15 +94,15 @@ fn buttons(by_server: bool) -> Vec<Value> {
 fn server_closes(behaviour: Behaviour) -> Option<&'static str> {
     Some(match behaviour {
         Behaviour::Waits => "waits for the answer",
-        Behaviour::Hasty => "does not wait for the answer",
-        Behaviour::Slams => "does not wait: close(2)",
+        Behaviour::FinWithoutWaiting => "does not wait for the answer",
+        Behaviour::ClosesUnread => "does not wait: close(2)",
         Behaviour::Resets => "is answered, resets TCP",
         Behaviour::NeverCloses => "is answered, never ends TCP",
         Behaviour::DiesInFrame => "dies inside a frame",
         Behaviour::ByteByByte => "its frame in single bytes",
         Behaviour::Large => "20 MB before its frame",
-        Behaviour::Vanishes => "no Close frame at all",
-        Behaviour::TalksOn => "talks on behind its frame",
+        Behaviour::FinWithoutClose => "no Close frame at all",
+        Behaviour::DataAfterClose => "sends data behind its frame",
         Behaviour::Ignores
         | Behaviour::Raw
         | Behaviour::Mirror
@@ -118,16 +118,16 @@ fn server_closes(behaviour: Behaviour) -> Option<&'static str> {
 fn client_closes(behaviour: Behaviour) -> Option<&'static str> {
     Some(match behaviour {
         Behaviour::Waits => "is answered",
-        Behaviour::Hasty => "TCP ends, no answer",
+        Behaviour::FinWithoutWaiting => "TCP ends, no answer",
         Behaviour::Resets => "TCP is reset, no answer",
         Behaviour::NeverCloses => "is answered, TCP never ends",
         Behaviour::DiesInFrame => "the server dies inside a frame",
         Behaviour::ByteByByte => "is answered in single bytes",
         Behaviour::Large => "20 MB come before the answer",
         Behaviour::Ignores => "is never answered (10 s)",
-        Behaviour::Slams
-        | Behaviour::Vanishes
-        | Behaviour::TalksOn
+        Behaviour::ClosesUnread
+        | Behaviour::FinWithoutClose
+        | Behaviour::DataAfterClose
         | Behaviour::Raw
         | Behaviour::Mirror
         | Behaviour::Flood

@@ -72,9 +72,9 @@ async fn the_page() {
     wait_for_row(page, "upstream failures", "normal >= 42 && baseline === 43 && filter === 0");
     wait_for_row(page, "healthy servers ejected", "normal > 0 && filter === 0");
 
-    // The answer that the client is owed.
+    // The server never answers.
     page.evaluate("document.querySelector('[name=sockets][value=\"1\"]').click()");
-    page.evaluate("document.querySelector('#client [data-path*=hasty]').click()");
+    page.evaluate("document.querySelector('#client [data-path*=fin-without-waiting]').click()");
     wait_for_lanes(page);
     assert_eq!(data(page, "default", "codes"), "1006");
     assert_eq!(data(page, "filter", "codes"), "4000");
@@ -114,7 +114,7 @@ async fn on_a_phone_in_the_dark() {
     let paths = page
         .evaluate("[...document.querySelectorAll('#server button')].map((b) => b.dataset.path)");
     let paths: Vec<_> = paths.as_array().expect("paths").iter().filter_map(Value::as_str).collect();
-    for behaviour in Behaviour::COMMON.into_iter().chain([Behaviour::TalksOn]) {
+    for behaviour in Behaviour::COMMON.into_iter().chain([Behaviour::DataAfterClose]) {
         let start = format!("/{}?", behaviour.name());
         assert!(paths.iter().any(|path| path.starts_with(&start)), "{behaviour:?}: {paths:?}");
     }

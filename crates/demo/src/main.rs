@@ -63,16 +63,17 @@ async fn main() -> ExitCode {
     rows.push(delays("  Close exchange to FIN, median", &endings));
 
     say(&format!("{CLOSES} closes by a server that sends Close and FIN together"));
-    let hasty = path(Behaviour::Hasty, true, 4321);
+    let early_fin = path(Behaviour::FinWithoutWaiting, true, 4321);
     let nearby = Plan { distance: Duration::from_millis(1), ..Plan::default() };
-    let endings = each(&stands, async |stand| closes(&stand.choice, &hasty, &nearby).await).await;
+    let endings =
+        each(&stands, async |stand| closes(&stand.choice, &early_fin, &nearby).await).await;
     rows.push(codes("the server does not wait, 4321", &endings, 4321));
 
     say(&format!("{CLOSES} closes that the server does not answer"));
-    let unanswered = path(Behaviour::Hasty, false, 0);
+    let unanswered = path(Behaviour::FinWithoutWaiting, false, 0);
     let endings =
         each(&stands, async |stand| closes(&stand.choice, &unanswered, &plan).await).await;
-    rows.push(codes("the server owes the answer, 4000", &endings, 4000));
+    rows.push(codes("the server ends TCP, no answer, 4000", &endings, 4000));
 
     say(&format!("{UPLOADS} uploads of 3 MB that are answered 403 at once"));
     let arrived: Vec<u32> =
@@ -141,7 +142,7 @@ async fn closes(envoy: &Envoy, path: &str, plan: &Plan) -> Vec<Ending> {
 async fn batch(envoy: &Envoy, path: &str, plan: &Plan, count: usize) -> Vec<Ending> {
     let mut tasks = Vec::new();
     for _ in 0..count {
-        let client = Client::open(envoy.address(), false, path).await.expect("a WebSocket");
+        let client = Client::open(envoy.address(), path).await.expect("a WebSocket");
         let plan = plan.clone();
         tasks.push(tokio::spawn(async move { client.run(&plan).await }));
         // So that they do not stand in each other's way: this is about one close, not about load.
@@ -227,7 +228,7 @@ async fn while_sending(browser: &mut Browser, server: std::net::SocketAddr) -> R
     let mut lost = Vec::new();
     for mode in Mode::ALL {
         let envoy = Setup::new(mode).start(server).await;
-        let path = format!("{}&after=60", path(Behaviour::Hasty, true, 4321));
+        let path = format!("{}&after=60", path(Behaviour::FinWithoutWaiting, true, 4321));
         let url = format!("ws://{}{path}", envoy.address());
         let closes = browser.closes_at_once(&url, &Closing::Sending(100, 5), AT_ONCE);
         lost.push(closes.iter().filter(|c| c.code != 4321).count());

@@ -1,11 +1,12 @@
 //! Writes the module as OCI images, without a container engine: `make image`.
 //!
-//!     cargo run --example image -- [--to target/image] [--image registry.example.com/ws-clean-close:0.1.0]
+//!     cargo run --package image -- [--to target/image] [--image registry.example.com/ws-clean-close:0.1.0]
 //!
 //! Two forms of the same, as the proxies' agent in Istio takes them: an image with `plugin.wasm` in
 //! one tar+gzip layer, which every registry and tool knows, and an artefact whose second layer is the
-//! module itself. Both in one OCI layout, a folder and an archive of it. Nothing of the time or the
-//! machine goes in: the same module gives the same digests.
+//! module itself. Both in one OCI layout, a folder and an archive of it. With `--probe`, the probe as an
+//! image for containers beside it. Nothing of the time or the machine goes in: the same files give the
+//! same digests.
 
 use std::fs;
 use std::io::Write;
@@ -21,6 +22,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const PROBE: &str = "ws-close-probe";
 const ARTEFACT_CONFIG: &str = "application/vnd.module.wasm.config.v1+json";
 const ARTEFACT_LAYER: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
 
@@ -33,6 +35,27 @@ const MANIFESTS: [&str; 5] = [
     "examples/waypoint/waypoint-envoyfilter.yaml",
 ];
 
+/// Those that name the probe's.
+const PROBE_MANIFESTS: [&str; 2] =
+    ["examples/probe/probe-job.yaml", "examples/probe/probe-cronjob.yaml"];
+
+/// What `kubectl apply -k` reads, with the image in one place.
+const KUSTOMIZE: [&str; 13] = [
+    "envoyfilter/kustomization.yaml",
+    "envoyfilter/network-per-chain.yaml",
+    "envoyfilter/filter-low-cost.yaml",
+    "kustomize/README.md",
+    "kustomize/base/kustomization.yaml",
+    "kustomize/base/wasm-plugins.yaml",
+    "kustomize/image/kustomization.yaml",
+    "kustomize/overlays/enforce-gateway/kustomization.yaml",
+    "kustomize/overlays/low-cost/kustomization.yaml",
+    "kustomize/overlays/mesh/kustomization.yaml",
+    "kustomize/overlays/network-per-chain/kustomization.yaml",
+    "kustomize/overlays/observe-gateway/kustomization.yaml",
+    "kustomize/overlays/workloads/kustomization.yaml",
+];
+
 #[derive(Parser)]
 struct Arguments {
     /// The folder to write.
@@ -41,6 +64,12 @@ struct Arguments {
     /// Where the image is going to be: set in the manifests that are written.
     #[arg(long, default_value_t = format!("registry.example.com/ws-clean-close:{VERSION}"))]
     image: String,
+    /// The probe as a static binary for Linux, from scripts/build-probe.
+    #[arg(long)]
+    probe: Option<PathBuf>,
+    /// Where its image is going to be; beside the other, if not given.
+    #[arg(long)]
+    probe_image: Option<String>,
 }
 
 fn main() {
@@ -54,17 +83,21 @@ fn main() {
     let archive = arguments.to.join(format!("ws-clean-close-{VERSION}.oci.tar"));
     fs::write(&archive, layout.archive()).expect("the folder is writable");
     fs::write(arguments.to.join("plugin.wasm"), &module).expect("the folder is writable");
-    let digest = |form: &Value| form["digest"].as_str().unwrap_or_default().to_owned();
     // In quotes: to YAML a digest of digits alone is a number.
     let checksum = format!("sha256: \"{}\"", digest(&image).trim_start_matches("sha256:"));
-    for file in MANIFESTS {
-        let text = fs::read_to_string(fetch::root().join(file)).expect("the manifest is there");
-        let text = text
-            .replace(&format!("registry.example.com/ws-clean-close:{VERSION}"), &arguments.image)
+    let flat = MANIFESTS.iter().map(|file| (file, name(Path::new(file))));
+    let tree = KUSTOMIZE.iter().map(|file| (file, (*file).to_owned()));
+    for (file, to) in flat.chain(tree) {
+        arguments.write(file, &to, |text| {
+            text.replace(
+                &format!("registry.example.com/ws-clean-close:{VERSION}"),
+                &arguments.image,
+            )
             .replace("sha256: \"\"", &checksum)
-            .replace("sha256: nil", &checksum);
-        fs::write(arguments.to.join(name(Path::new(file))), text).expect("the folder is writable");
+            .replace("sha256: nil", &checksum)
+        });
     }
+    let probe = arguments.probe.as_deref().map(|probe| arguments.write_probe(probe));
 
     println!("module    {}", hex(&module));
     println!("          `sha256` for http:// and https:// addresses of plugin.wasm itself");
@@ -74,6 +107,9 @@ fn main() {
     );
     println!("artefact  {}", digest(&artefact));
     println!("          the same for the artefact form, tag {}", tag(&artefact));
+    if let Some(probe) = &probe {
+        println!("probe     {}", digest(probe));
+    }
     println!("written to {}:", arguments.to.display());
     println!("          layout/, {}: push with any OCI tool, such as", name(&archive));
     println!(
@@ -81,7 +117,55 @@ fn main() {
         arguments.to.display(),
         arguments.image
     );
+    if probe.is_some() {
+        println!(
+            "            skopeo copy oci:{}/probe/layout:{VERSION} docker://{}",
+            arguments.to.display(),
+            arguments.probe_image()
+        );
+    }
     println!("          wasm-plugin.yaml and the like: the manifests with this address and digest, to apply");
+    println!("          kustomize/overlays: the same for kubectl apply -k");
+}
+
+impl Arguments {
+    /// Writes one of the project's files with what is filled in.
+    fn write(&self, file: &str, to: &str, fill: impl FnOnce(String) -> String) {
+        let text = fs::read_to_string(fetch::root().join(file)).expect("the manifest is there");
+        let to = self.to.join(to);
+        fs::create_dir_all(to.parent().unwrap_or(&to)).expect("the folder is writable");
+        fs::write(to, fill(text)).expect("the folder is writable");
+    }
+
+    fn probe_image(&self) -> String {
+        self.probe_image.clone().unwrap_or_else(|| {
+            let (folder, last) = self.image.rsplit_once('/').unwrap_or(("", &self.image));
+            let tag = last.split_once(':').map_or(VERSION, |(_, tag)| tag);
+            format!("{folder}/{PROBE}:{tag}").trim_start_matches('/').to_owned()
+        })
+    }
+
+    /// Writes the probe, its image and the manifests that name it; gives the descriptor of the image.
+    fn write_probe(&self, probe: &Path) -> Value {
+        let binary = fs::read(probe).expect("the probe has been built");
+        let layout = Layout::new(&self.to.join("probe/layout"));
+        let image = layout.probe(&binary);
+        layout.index(&[&image]);
+        let archive = self.to.join(format!("{PROBE}-{VERSION}.oci.tar"));
+        fs::write(archive, layout.archive()).expect("the folder is writable");
+        fs::copy(probe, self.to.join(PROBE)).expect("the folder is writable");
+        let address = format!("{}@{}", self.probe_image(), digest(&image));
+        for file in PROBE_MANIFESTS {
+            self.write(file, &name(Path::new(file)), |text| {
+                text.replace(&format!("registry.example.com/{PROBE}:{VERSION}"), &address)
+            });
+        }
+        image
+    }
+}
+
+fn digest(descriptor: &Value) -> String {
+    descriptor["digest"].as_str().unwrap_or_default().to_owned()
 }
 
 fn name(path: &Path) -> String {
@@ -127,18 +211,49 @@ impl Layout {
 
     /// The form that every registry and tool knows: `plugin.wasm` in a layer.
     fn image(&self, module: &[u8]) -> Value {
-        let tar = tar(&[("plugin.wasm".to_owned(), module.to_vec())]);
-        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
-        gzip.write_all(&tar).expect("a Vec takes every byte");
-        let layer = self.blob(LAYER, &gzip.finish().expect("a Vec takes every byte"));
+        let (layer, diff_id) = self.layer("plugin.wasm", module, 0o644);
         let config = json!({
             "architecture": "wasm",
             "os": "wasip1",
             "config": { "Labels": annotations() },
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", hex(&tar))] },
+            "rootfs": { "type": "layers", "diff_ids": [diff_id] },
         });
         let config = self.blob(CONFIG, config.to_string().as_bytes());
-        self.manifest(&config, &[layer], VERSION)
+        self.manifest(&config, &[layer], VERSION, &annotations())
+    }
+
+    /// An image for containers, with the static binary and nothing else.
+    fn probe(&self, binary: &[u8]) -> Value {
+        let (layer, diff_id) = self.layer(PROBE, binary, 0o755);
+        let mut annotations = annotations();
+        annotations["org.opencontainers.image.title"] = PROBE.into();
+        annotations["org.opencontainers.image.description"] =
+            "Reports how an address closes its WebSockets".into();
+        let architecture = architecture(binary);
+        let config = json!({
+            "architecture": architecture,
+            "os": "linux",
+            "config": {
+                "Entrypoint": [format!("/{PROBE}")],
+                // Nobody in particular: Kubernetes' runAsNonRoot asks for a number other than 0.
+                "User": "65532:65532",
+                "Labels": annotations,
+            },
+            "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+        });
+        let config = self.blob(CONFIG, config.to_string().as_bytes());
+        let mut descriptor = self.manifest(&config, &[layer], VERSION, &annotations);
+        descriptor["platform"] = json!({ "architecture": architecture, "os": "linux" });
+        descriptor
+    }
+
+    /// Writes a layer with one file; gives its descriptor and the digest of what is not compressed.
+    fn layer(&self, name: &str, bytes: &[u8], mode: u32) -> (Value, String) {
+        let tar = tar(&[(name.to_owned(), bytes.to_vec())], mode);
+        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+        gzip.write_all(&tar).expect("a Vec takes every byte");
+        let layer = self.blob(LAYER, &gzip.finish().expect("a Vec takes every byte"));
+        (layer, format!("sha256:{}", hex(&tar)))
     }
 
     /// The form of the Wasm artefact specification: its configuration, and the module as it is.
@@ -152,17 +267,22 @@ impl Layout {
         config["annotations"] = json!({ "org.opencontainers.image.title": "runtime-config.json" });
         let mut layer = self.blob(ARTEFACT_LAYER, module);
         layer["annotations"] = json!({ "org.opencontainers.image.title": "plugin.wasm" });
-        self.manifest(&config.clone(), &[config, layer], &format!("{VERSION}-artefact"))
+        self.manifest(
+            &config.clone(),
+            &[config, layer],
+            &format!("{VERSION}-artefact"),
+            &annotations(),
+        )
     }
 
     /// Writes a manifest; gives its descriptor, with a tag.
-    fn manifest(&self, config: &Value, layers: &[Value], tag: &str) -> Value {
+    fn manifest(&self, config: &Value, layers: &[Value], tag: &str, annotations: &Value) -> Value {
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": config,
             "layers": layers,
-            "annotations": annotations(),
+            "annotations": annotations,
         });
         let mut descriptor = self.blob(MANIFEST, manifest.to_string().as_bytes());
         descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
@@ -188,7 +308,7 @@ impl Layout {
             let bytes = fs::read(self.folder.join(&name)).expect("it was written");
             (name, bytes)
         });
-        tar(&files.collect::<Vec<_>>())
+        tar(&files.collect::<Vec<_>>(), 0o644)
     }
 }
 
@@ -201,13 +321,22 @@ fn annotations() -> Value {
     })
 }
 
+/// As OCI has it, of an ELF binary.
+fn architecture(binary: &[u8]) -> &'static str {
+    match (binary.get(..4), binary.get(18)) {
+        (Some(b"\x7fELF"), Some(0x3e)) => "amd64",
+        (Some(b"\x7fELF"), Some(0xb7)) => "arm64",
+        _ => panic!("the probe is no binary for Linux on x86_64 or aarch64: scripts/build-probe"),
+    }
+}
+
 /// A tar archive that knows neither time nor owner.
-fn tar(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+fn tar(files: &[(String, Vec<u8>)], mode: u32) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, bytes) in files {
         let mut header = tar::Header::new_ustar();
         header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
+        header.set_mode(mode);
         header.set_mtime(0);
         tar.append_data(&mut header, name, bytes.as_slice()).expect("a Vec takes every byte");
     }

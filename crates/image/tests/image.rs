@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -12,10 +13,38 @@ use testbed::fetch;
 
 /// What `make image` writes and prints.
 fn make(name: &str) -> (PathBuf, String) {
+    make_with(name, probe())
+}
+
+fn make_with(name: &str, probe: Option<&Path>) -> (PathBuf, String) {
     let folder = fetch::folder(&format!("image-{}-{name}", std::process::id()));
     let mut command = Command::new(fetch::program("image"));
-    let printed = fetch::run(command.args(["--image", "localhost:5000/x:1", "--to"]).arg(&folder));
+    command.args(["--image", "localhost:5000/x:1", "--to"]).arg(&folder);
+    command.args(probe.map(|probe| format!("--probe={}", probe.display())));
+    let printed = fetch::run(&mut command);
     (folder, printed)
+}
+
+/// The static probe; `None`, with a notice, if it cannot be built here.
+fn probe() -> Option<&'static Path> {
+    static PROBE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        let script = fetch::root().join("scripts/build-probe");
+        let output = Command::new(script).output().expect("the script runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        match output.status.code() {
+            Some(0) => {
+                let path = String::from_utf8(output.stdout).expect("a path");
+                Some(fetch::root().join(path.trim_end()))
+            }
+            Some(3) => {
+                fetch::notice(&format!("SKIPPED the probe's image: {error}"));
+                None
+            }
+            _ => panic!("{error}"),
+        }
+    };
+    PROBE.get_or_init(build).as_deref()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -64,17 +93,52 @@ fn a_release() {
         names.push(name);
     }
     let version = env!("CARGO_PKG_VERSION");
-    for name in [
+    let probe = [
+        format!("ws-close-probe-{version}-linux-{}", std::env::consts::ARCH),
+        format!("ws-close-probe-{version}.oci.tar"),
+        "ws-close-probe.1".to_owned(),
+        "ws-close-probe.bash".to_owned(),
+        "ws-close-probe.fish".to_owned(),
+        "_ws-close-probe".to_owned(),
+        "probe-job.yaml".to_owned(),
+        "probe-cronjob.yaml".to_owned(),
+    ];
+    let probe = probe.into_iter().filter(|_| self::probe().is_some());
+    for name in probe.chain([
         format!("ws-clean-close-{version}.wasm"),
         format!("ws-clean-close-{version}.oci.tar"),
         "wasm-plugin.yaml".to_owned(),
         "traffic-extension.yaml".to_owned(),
         "network-per-chain.yaml".to_owned(),
         "LICENSE".to_owned(),
-    ] {
+    ]) {
         assert!(names.contains(&&name[..]), "{name} is not in {names:?}");
     }
     assert_eq!(fs::read_dir(&dist).expect("a folder").count(), names.len() + 1);
+    fs::remove_dir_all(image).expect("the testbed's folder is writable");
+}
+
+/// On a machine that cannot build the static probe: a line that says so, and a release without it.
+#[test]
+fn a_release_without_the_probe() {
+    let (image, _) = make_with("no-probe", None);
+    let elsewhere = image.join("elsewhere");
+    fs::create_dir(&elsewhere).expect("the folder is writable");
+    let uname = elsewhere.join("uname");
+    fs::write(&uname, "#!/bin/sh\necho Darwin\n").expect("the folder is writable");
+    fetch::run(Command::new("chmod").arg("+x").arg(&uname));
+    let path = format!("{}:{}", elsewhere.display(), std::env::var("PATH").expect("a PATH"));
+    let script = fetch::root().join("scripts/build-probe");
+    let output = Command::new(script).env("PATH", path).output().expect("the script runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error.starts_with("build-probe: no static probe: ") && error.lines().count() == 1);
+    assert!(output.stdout.is_empty());
+
+    let dist = image.join("dist");
+    fetch::run(Command::new(fetch::root().join("scripts/release")).args([&image, &dist]));
+    let sums = fs::read_to_string(dist.join("SHA256SUMS")).expect("written");
+    assert!(sums.contains("wasm-plugin.yaml") && !sums.contains("probe"), "{sums}");
     fs::remove_dir_all(image).expect("the testbed's folder is writable");
 }
 
@@ -103,12 +167,57 @@ fn the_same_twice() {
     let module = fs::read(first.join("plugin.wasm")).expect("written");
     let home = std::env::var("HOME").map(|home| format!("{home}/.cargo"));
     let home = std::env::var("CARGO_HOME").or(home).expect("a home");
-    let text = String::from_utf8_lossy(&module);
-    assert!(!text.contains(&home), "{home} is in the module");
+    let probe = fs::read(first.join("ws-close-probe")).unwrap_or_default();
+    for (what, bytes) in [("module", &module), ("probe", &probe)] {
+        let text = String::from_utf8_lossy(bytes);
+        assert!(!text.contains(&home), "{home} is in the {what}");
+        let project = fetch::root().display().to_string();
+        assert!(!text.contains(&project), "{project} is in the {what}");
+    }
     assert!(printed.contains(&hex(&module)), "{printed}");
     for folder in [first, second] {
         fs::remove_dir_all(folder).expect("it was written");
     }
+}
+
+/// The probe's image: one static binary, run by nobody in particular, named with its digest in the Job and CronJob.
+#[test]
+fn the_probe() {
+    let Some(probe) = probe() else { return };
+    let (folder, printed) = make("probe");
+    let layout = folder.join("probe/layout");
+    let index = json(&fs::read(layout.join("index.json")).expect("written"));
+    let [descriptor] = index["manifests"].as_array().expect("manifests").as_slice() else {
+        panic!("one image: {index}");
+    };
+    let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    assert_eq!(descriptor["platform"]["architecture"], architecture);
+    let digest = descriptor["digest"].as_str().expect("a digest");
+    assert!(printed.contains(digest), "{printed}");
+    let manifest = json(&blob(&layout, descriptor));
+    let config = json(&blob(&layout, &manifest["config"]));
+    assert_eq!((&config["os"], &config["architecture"]), (&"linux".into(), &architecture.into()));
+    assert_eq!(config["config"]["Entrypoint"], serde_json::json!(["/ws-close-probe"]));
+    assert_eq!(config["config"]["User"], "65532:65532");
+    let gzip = blob(&layout, &manifest["layers"][0]);
+    let mut tar = Vec::new();
+    flate2::read::GzDecoder::new(gzip.as_slice()).read_to_end(&mut tar).expect("gzip");
+    assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(&tar)));
+    let binary = fs::read(probe).expect("it has been built");
+    assert_eq!(untar(&tar), [("ws-close-probe".to_owned(), binary.clone())]);
+    assert!(tar::Archive::new(Cursor::new(&tar))
+        .entries()
+        .expect("a tar archive")
+        .all(|entry| entry.expect("an entry").header().mode().expect("a mode") == 0o755));
+    // A binary that needs a loader names it, and the image has none.
+    let text = String::from_utf8_lossy(&binary);
+    assert!(!text.contains("/ld-linux") && !text.contains("/ld-musl"), "it is not static");
+    for file in ["probe-job.yaml", "probe-cronjob.yaml"] {
+        let text = fs::read_to_string(folder.join(file)).expect(file);
+        let line = format!("image: localhost:5000/ws-close-probe:1@{digest}\n");
+        assert_eq!(text.matches(&line).count(), 1, "{line}{text}");
+    }
+    fs::remove_dir_all(folder).expect("it was written");
 }
 
 #[test]
@@ -164,9 +273,8 @@ fn the_layout_holds_what_it_says() {
         }
     }
     // The archive is the layout, and neither has anything that nobody names.
-    let archive = fs::read_dir(&folder).expect("a folder").flatten().map(|entry| entry.path());
-    let archive = archive.filter(|path| path.extension().is_some_and(|e| e == "tar"));
-    let archive = fs::read(archive.last().expect("an archive")).expect("an archive");
+    let archive = format!("ws-clean-close-{}.oci.tar", env!("CARGO_PKG_VERSION"));
+    let archive = fs::read(folder.join(archive)).expect("an archive");
     let mut names = BTreeSet::new();
     for (name, bytes) in untar(&archive) {
         assert_eq!(read(&name), bytes, "{name}");

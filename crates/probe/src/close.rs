@@ -9,19 +9,21 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{lookup_host, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
-use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue, Uri};
+use tokio_tungstenite::tungstenite::http::header::HOST;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{client_async, WebSocketStream};
 
+use crate::arguments::Arguments;
+use crate::failure::Failure;
 use crate::tls;
 use crate::verdict::{End, Verdict};
 
@@ -46,68 +48,92 @@ pub struct Report {
 
 impl Target {
     /// # Errors
-    /// In words, what is wrong with the address, or that this machine has no root certificates.
-    pub fn new(url: &Uri, insecure: bool) -> Result<Self, String> {
+    /// What is wrong with the address or the file of certificates.
+    pub fn new(arguments: &Arguments) -> Result<Self, Failure> {
+        let url = arguments.url.clone().unwrap_or_default();
         let tls = match url.scheme_str() {
             Some("ws") => None,
-            Some("wss") => Some(tls::connector(insecure)?),
-            _ => return Err(format!("{url} is no WebSocket address: expected ws:// or wss://")),
+            Some("wss") => Some(tls::connector(arguments.ca_file.as_deref(), arguments.insecure)?),
+            _ => {
+                return Err(Failure::new(
+                    format!("{url} is no WebSocket address: expected ws:// or wss://"),
+                    "Use ws:// for http://, wss:// for https://",
+                ))
+            }
         };
-        let host = url.host().ok_or_else(|| format!("{url} names no host"))?;
+        let wrong = |what: String| Failure::new(what, "Expected ws://HOST[:PORT]/PATH or wss://…");
+        let host = url.host().ok_or_else(|| wrong(format!("{url} names no host")))?;
         let port = url.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
-        let request = url.into_client_request().map_err(|e| format!("{url}: {e}"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { request, host, port, tls, patience: Duration::from_secs(15) })
-    }
-
-    pub fn with_headers(mut self, headers: Vec<(HeaderName, HeaderValue)>) -> Self {
-        self.request.headers_mut().extend(headers);
-        self
-    }
-
-    pub fn with_subprotocols(mut self, subprotocols: &[String]) -> Self {
-        if let (false, Ok(value)) = (subprotocols.is_empty(), subprotocols.join(", ").parse()) {
-            self.request.headers_mut().insert("sec-websocket-protocol", value);
+        let mut request = (&url).into_client_request().map_err(|e| wrong(format!("{url}: {e}")))?;
+        let headers = request.headers_mut();
+        for (name, value) in arguments.header.iter().cloned() {
+            // The handshake has one of its own.
+            if name == HOST {
+                headers.insert(name, value);
+            } else {
+                headers.append(name, value);
+            }
         }
-        self
+        if !arguments.subprotocol.is_empty() {
+            let list = arguments.subprotocol.join(", ");
+            let value = list.parse().map_err(|_| {
+                Failure::new(format!("{list:?} are no subprotocols"), "Expected names in ASCII")
+            })?;
+            headers.insert("sec-websocket-protocol", value);
+        }
+        let patience = Duration::from_secs_f64(arguments.timeout);
+        Ok(Self { request, host, port, tls, patience })
     }
 
-    pub fn patient(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    /// The address without its query, which may hold a token.
+    pub fn name(&self) -> String {
+        let url = self.request.uri();
+        let scheme = url.scheme_str().unwrap_or("ws");
+        // Without what may stand before an @.
+        let host =
+            if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let port = url.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{scheme}://{host}{port}{}", url.path())
     }
 
     /// Opens a WebSocket and sees it closed.
     ///
     /// # Errors
-    /// In words, why there was nothing to close.
-    pub async fn close(&self, by_server: bool) -> Result<Report, String> {
+    /// Why there was nothing to close, and what to do.
+    pub async fn close(&self, by_server: bool) -> Result<Report, Failure> {
         let Self { host, port, .. } = self;
+        let place = format!("{host}:{port}");
+        let resolved = self.within("resolving the name", lookup_host((host.as_str(), *port)));
+        let addresses: Vec<_> = resolved.await?.map_err(|e| Failure::dns(host, &e))?.collect();
         let tcp = self
-            .within("connecting", TcpStream::connect((host.as_str(), *port)))
+            .within("connecting", TcpStream::connect(addresses.as_slice()))
             .await?
-            .map_err(|e| format!("cannot connect to {host}:{port}: {e}"))?;
+            .map_err(|e| Failure::connect(&place, &e))?;
         let _ = tcp.set_nodelay(true);
         let ended = Ended::default();
         let observed = Observed { tcp, ended: Arc::clone(&ended) };
         match &self.tls {
             None => self.over(observed, ended, by_server).await,
             Some(tls) => {
-                let name = ServerName::try_from(host.clone())
-                    .map_err(|_| format!("{host} cannot stand in a certificate"))?;
+                let name = ServerName::try_from(host.clone()).map_err(|_| {
+                    Failure::new(
+                        format!("{host} cannot stand in a certificate"),
+                        "Use a host name or an IP address",
+                    )
+                })?;
                 let stream = self
                     .within("the TLS handshake", tls.connect(name, observed))
                     .await?
-                    .map_err(|e| format!("TLS with {host}:{port} failed: {e}"))?;
+                    .map_err(|e| Failure::tls(&place, &e))?;
                 self.over(stream, ended, by_server).await
             }
         }
     }
 
-    async fn within<T>(&self, what: &str, future: impl Future<Output = T>) -> Result<T, String> {
+    async fn within<T>(&self, what: &str, future: impl Future<Output = T>) -> Result<T, Failure> {
         let seconds = self.patience.as_secs_f64();
-        timeout(self.patience, future)
-            .await
-            .map_err(|_| format!("{what} took more than {seconds} s"))
+        timeout(self.patience, future).await.map_err(|_| Failure::timeout(what, seconds))
     }
 
     async fn over<S: AsyncRead + AsyncWrite + Unpin + OverTcp>(
@@ -115,18 +141,10 @@ impl Target {
         stream: S,
         ended: Ended,
         by_server: bool,
-    ) -> Result<Report, String> {
+    ) -> Result<Report, Failure> {
         let opening = client_async(self.request.clone(), stream);
-        let (mut socket, _) = match self.within("the opening handshake", opening).await? {
-            Ok(open) => open,
-            Err(Error::Http(response)) => {
-                return Err(format!(
-                    "the opening handshake was refused: HTTP {}",
-                    response.status()
-                ))
-            }
-            Err(e) => return Err(format!("the opening handshake failed: {e}")),
-        };
+        let opened = self.within("the opening handshake", opening).await?;
+        let (mut socket, _) = opened.map_err(|e| Failure::opening(&e, self.tls.is_some()))?;
         if !by_server {
             let frame = CloseFrame { code: CloseCode::Normal, reason: "probe".into() };
             // A peer that is gone already shows in what follows.
@@ -135,8 +153,7 @@ impl Target {
         let begun = Instant::now();
         let close = timeout(self.patience, until_close(&mut socket)).await;
         if by_server && close.is_err() {
-            let seconds = self.patience.as_secs_f64();
-            return Err(format!("the server did not close within {seconds} s"));
+            return Err(Failure::no_server_close(self.patience.as_secs_f64()));
         }
         let close = close.ok().flatten();
         // Without a Close frame there is no exchange: what counts is when TCP ended.
@@ -172,10 +189,18 @@ impl Report {
         Verdict::of(self.close.is_some(), self.end, self.after)
     }
 
-    /// Milliseconds from the Close exchange to the end of TCP, where there were both.
-    pub fn ms(&self) -> Option<f64> {
-        (self.close.is_some() && self.end != End::Never)
-            .then_some(self.after.as_secs_f64() * 1000.0)
+    /// From the Close exchange to the end of TCP, if there were both.
+    pub fn tcp_end(&self) -> Option<Duration> {
+        (self.close.is_some() && self.end != End::Never).then_some(self.after)
+    }
+
+    fn ms(&self) -> Option<f64> {
+        self.tcp_end().map(|after| after.as_secs_f64() * 1000.0)
+    }
+
+    /// 1005 if the Close frame had none, 1006 if there was no Close frame.
+    pub fn code(&self) -> u16 {
+        self.close.as_ref().map_or(1006, |close| close.0)
     }
 
     fn end(&self) -> &'static str {
@@ -196,7 +221,7 @@ impl Report {
 
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
-            "code": self.close.as_ref().map_or(1006, |close| close.0),
+            "code": self.code(),
             "reason": self.close.as_ref().map(|close| &close.1),
             "closed_by": self.closed_by(),
             "end": self.end(),

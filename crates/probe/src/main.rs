@@ -1,109 +1,121 @@
-//! Opens a WebSocket, closes it or waits to be closed, and tells how that went: the code, who
+//! Opens a WebSocket, closes it or waits to be closed, and reports how that went: the code, who
 //! closed, FIN or RST, and how long after the Close exchange.
 //!
 //!     ws-close-probe wss://host/path
 //!
-//! Exit code 0 when every close was clean and prompt, 1 when one was not, 2 when there was nothing
-//! to judge: no connection, a refused handshake, a bad certificate.
+//! `--help` has the exit codes.
 
+mod arguments;
 mod close;
+mod failure;
+mod outcome;
+mod textfile;
 mod tls;
 mod verdict;
 
+use std::io;
+use std::pin::pin;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Parser;
-use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue, Uri};
+use tokio::time::{interval, MissedTickBehavior};
 
-use close::{Report, Target};
-
-/// Tells how a WebSocket closes.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// Address, ws:// or wss://
-    url: Uri,
-    /// Wait for the server's own close instead of closing
-    #[arg(long)]
-    server_close: bool,
-    /// A header of the opening handshake, "Name: value"; may be repeated
-    #[arg(long, value_parser = header)]
-    header: Vec<(HeaderName, HeaderValue)>,
-    /// A subprotocol to ask for; may be repeated
-    #[arg(long)]
-    subprotocol: Vec<String>,
-    /// How many times, one after the other
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    count: u32,
-    /// Take any certificate
-    #[arg(long)]
-    insecure: bool,
-    /// One JSON object a line instead of words
-    #[arg(long)]
-    json: bool,
-    /// Seconds to wait for the connection, for a Close frame, and for the end of TCP
-    #[arg(long, default_value_t = 15.0, value_parser = seconds)]
-    timeout: f64,
-}
-
-fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let (name, value) = text.split_once(':').ok_or("expected \"Name: value\"")?;
-    let name = name.trim().parse().map_err(|_| format!("{name:?} is no header name"))?;
-    let value = value.trim().parse().map_err(|_| format!("{value:?} is no header value"))?;
-    Ok((name, value))
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if seconds > 0.0 && seconds < 86_400.0 => Ok(seconds),
-        _ => Err("expected seconds, more than 0 and less than a day".into()),
-    }
-}
+use arguments::Arguments;
+use close::Target;
+use outcome::{Outcome, Summary};
+use textfile::Textfile;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let target = match Target::new(&arguments.url, arguments.insecure) {
-        Ok(target) => target
-            .with_headers(arguments.header)
-            .with_subprotocols(&arguments.subprotocol)
-            .patient(Duration::from_secs_f64(arguments.timeout)),
-        Err(reason) => return refuse(&reason),
+    if let Some(what) = arguments.generate {
+        return what.print().map_or_else(|e| refuse(&e.to_string()), |()| ExitCode::SUCCESS);
+    }
+    let target = match Target::new(&arguments) {
+        Ok(target) => target,
+        Err(failure) => return refuse(&failure.to_string()),
     };
-    let mut reports: Vec<Report> = Vec::new();
-    for n in 1..=arguments.count {
-        let report = match target.close(arguments.server_close).await {
-            Ok(report) => report,
-            Err(reason) => return refuse(&reason),
+    let closed_by = if arguments.server_close { "server" } else { "client" };
+    let textfile = arguments.textfile.clone();
+    let mut textfile = textfile.map(|path| Textfile::new(path, &target.name(), closed_by));
+    let mut summary = Summary::default();
+    // Where there is nothing to wait for, it ticks at once.
+    let mut ticks = interval(Duration::from_secs_f64(arguments.watch.unwrap_or(1e-3)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let count = arguments.count.or(arguments.watch.is_none().then_some(1));
+    let mut stop = pin!(stopped());
+    let mut n = 0;
+    while count.is_none_or(|count| n < count) {
+        let attempt = async {
+            ticks.tick().await;
+            target.close(arguments.server_close).await
         };
-        if arguments.json {
-            println!("{}", report.to_json());
-        } else if arguments.count == 1 {
-            println!("{report}");
-        } else {
-            println!("{n} of {}: {}", arguments.count, report.verdict());
+        // The signal ends a watch in order; a single close just ends.
+        let result = tokio::select! {
+            result = attempt => result,
+            () = &mut stop, if arguments.watch.is_some() => break,
+        };
+        n += 1;
+        let outcome = Outcome::new(result, arguments.expect);
+        let now = SystemTime::now();
+        summary.add(&outcome);
+        print(&arguments, &outcome, n, now);
+        if let Some(textfile) = &mut textfile {
+            if let Err(e) = textfile.add(&outcome, now) {
+                let path = arguments.textfile.unwrap_or_default();
+                return refuse(&format!(
+                    "cannot write {}: {e}. Give --textfile a file in a folder that exists and is writable.",
+                    path.display()
+                ));
+            }
         }
-        reports.push(report);
-    }
-    let clean = reports.iter().filter(|report| report.verdict().is_clean()).count();
-    if arguments.count > 1 && !arguments.json {
-        let mut ms: Vec<_> = reports.iter().filter_map(Report::ms).collect();
-        ms.sort_by(f64::total_cmp);
-        if let Some(median) = ms.get(ms.len() / 2) {
-            println!("{clean} of {} clean; median {median:.1} ms from the Close exchange to the end of TCP", reports.len());
-        } else {
-            println!("{clean} of {} clean", reports.len());
+        if outcome.failure().is_some() && arguments.watch.is_none() {
+            return summary.exit_code();
         }
     }
-    if clean == reports.len() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(1)
+    if count != Some(1) && !arguments.json {
+        println!("{}", summary.text());
+    }
+    summary.exit_code()
+}
+
+fn print(arguments: &Arguments, outcome: &Outcome, n: u32, now: SystemTime) {
+    let watched = arguments.watch.is_some();
+    if arguments.json {
+        println!("{}", outcome.json(now));
+    } else if watched {
+        println!("{} {}", outcome::time(now), outcome.line());
+    } else if outcome.report().is_some() {
+        match arguments.count {
+            None | Some(1) => println!("{}", outcome.text()),
+            Some(count) => println!("{n} of {count}: {}", outcome.line()),
+        }
+    }
+    // In a watch it is one line among others.
+    if let (Some(failure), false) = (outcome.failure(), watched) {
+        refuse(&failure.to_string());
     }
 }
 
+/// Ends at Ctrl-C, or when Kubernetes stops the container: the first process in one has no default for SIGTERM.
+async fn stopped() {
+    let interrupted = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{signal, SignalKind};
+        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = interrupted => {}
+            }
+            return;
+        }
+    }
+    let _: io::Result<()> = interrupted.await;
+}
+
 fn refuse(reason: &str) -> ExitCode {
-    eprintln!("probe: {reason}");
+    eprintln!("ws-close-probe: {reason}");
     ExitCode::from(2)
 }

@@ -9,9 +9,12 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
+#[cfg(feature = "tls")]
 use tokio_rustls::rustls::pki_types::ServerName;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
+use crate::closing::IMMEDIATE;
+#[cfg(feature = "tls")]
 use crate::tls;
 use crate::wire::{self, Frames, Stream};
 
@@ -51,6 +54,11 @@ impl Ending {
     /// Clean as RFC 6455 §7.1.4 has it: both Close frames, then FIN.
     pub fn is_clean(&self) -> bool {
         self.close.is_some() && self.answered && self.end == End::Fin && self.extra == 0
+    }
+
+    /// Whether TCP ended sooner after the Close exchange than [`IMMEDIATE`].
+    pub fn is_immediate(&self) -> bool {
+        self.end != End::Never && self.after < IMMEDIATE
     }
 
     /// From the Close exchange to the end of TCP, in milliseconds.
@@ -101,6 +109,14 @@ impl Plan {
     }
 }
 
+/// What a WebSocket runs over.
+#[cfg(feature = "tls")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Tls,
+}
+
 /// A WebSocket that has been opened.
 pub struct Client {
     pub stream: Box<dyn Stream>,
@@ -108,43 +124,56 @@ pub struct Client {
 }
 
 impl Client {
-    /// Opens a WebSocket.
+    /// Opens a WebSocket, without TLS.
     ///
     /// # Errors
-    /// Where the connection or the opening handshake fails.
-    pub async fn open(address: SocketAddr, tls: bool, path: &str) -> io::Result<Self> {
-        Self::over(TcpStream::connect(address).await?, tls, path).await
+    /// If the connection or the opening handshake fails.
+    pub async fn open(address: SocketAddr, path: &str) -> io::Result<Self> {
+        Self::over(TcpStream::connect(address).await?, path).await
     }
 
-    /// Opens a WebSocket over a connection.
+    /// Opens a WebSocket over a connection, without TLS.
     ///
     /// # Errors
-    /// Where the opening handshake fails.
-    pub async fn over(tcp: TcpStream, tls: bool, path: &str) -> io::Result<Self> {
-        Self::over_with(tcp, tls, "localhost", path).await
+    /// If the opening handshake fails.
+    pub async fn over(tcp: TcpStream, path: &str) -> io::Result<Self> {
+        tcp.set_nodelay(true)?;
+        Self::handshake(Box::new(tcp), "localhost", path).await
+    }
+
+    /// Opens a WebSocket over TLS, with whatever certificate.
+    ///
+    /// # Errors
+    /// If the connection, TLS or the opening handshake fails.
+    #[cfg(feature = "tls")]
+    pub async fn open_tls(address: SocketAddr, path: &str) -> io::Result<Self> {
+        Self::open_at(address, Transport::Tls, "localhost", path).await
     }
 
     /// Opens a WebSocket with one of many hosts at an address.
     ///
     /// # Errors
-    /// Where the connection or the opening handshake fails.
+    /// If the connection, TLS or the opening handshake fails.
+    #[cfg(feature = "tls")]
     pub async fn open_at(
         address: SocketAddr,
-        tls: bool,
+        transport: Transport,
         host: &str,
         path: &str,
     ) -> io::Result<Self> {
-        Self::over_with(TcpStream::connect(address).await?, tls, host, path).await
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let stream: Box<dyn Stream> = match transport {
+            Transport::Tcp => Box::new(tcp),
+            Transport::Tls => {
+                let name = ServerName::try_from(host.to_owned()).expect("a DNS name");
+                Box::new(tls::connector().connect(name, tcp).await?)
+            }
+        };
+        Self::handshake(stream, host, path).await
     }
 
-    async fn over_with(tcp: TcpStream, tls: bool, host: &str, path: &str) -> io::Result<Self> {
-        tcp.set_nodelay(true)?;
-        let mut stream: Box<dyn Stream> = if tls {
-            let name = ServerName::try_from(host.to_owned()).expect("a DNS name");
-            Box::new(tls::connector().connect(name, tcp).await?)
-        } else {
-            Box::new(tcp)
-        };
+    async fn handshake(mut stream: Box<dyn Stream>, host: &str, path: &str) -> io::Result<Self> {
         stream.write_all(wire::opening_handshake_at(host, path).as_bytes()).await?;
         let (head, rest) = wire::read_head(&mut stream).await?;
         if !head.starts_with("HTTP/1.1 101 ") {
@@ -247,7 +276,7 @@ impl Client {
 
     /// Whether all of it could be written.
     async fn send(&mut self, bytes: &[u8]) -> bool {
-        // A peer that reads no more is met with patience, not for ever.
+        // A peer that reads no more is waited for, but not without end.
         let write = async {
             self.stream.write_all(bytes).await?;
             self.stream.flush().await

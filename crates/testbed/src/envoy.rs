@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{json, Value};
 use socket2::{Domain, Socket, Type};
 
-use crate::{fetch, tls};
+use crate::fetch;
 
 /// How the proxy closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Mode {
     }
 }
 
-/// Which streams the HTTP half is created for.
+/// Which streams the HTTP filter is created for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Streams {
     /// All of the listener's.
@@ -63,19 +63,19 @@ pub struct Setup {
     /// TLS between the client and the last hop, and between the hops.
     pub tls: bool,
     pub workers: usize,
-    /// Configuration of the HTTP half; `None`: the half is not attached.
-    pub http_half: Option<Value>,
-    /// Configuration of the network half; `None`: the half is not attached.
-    pub network_half: Option<Value>,
-    /// Attaches each half this often.
+    /// Configuration of the HTTP filter; `None`: it is not attached.
+    pub http_filter: Option<Value>,
+    /// Configuration of the network filter; `None`: it is not attached.
+    pub network_filter: Option<Value>,
+    /// Attaches each filter this often.
     pub copies: usize,
-    /// For which streams there is an HTTP half.
+    /// For which streams there is an HTTP filter.
     pub streams: Streams,
-    /// `tcp_proxy` in the place of the HTTP connection manager, and of the HTTP half in it.
+    /// `tcp_proxy` instead of the HTTP connection manager and the HTTP filter in it.
     pub tcp: bool,
-    /// The halves come by ECDS, from files, and [`Envoy::update`] changes them.
+    /// The filters come by ECDS, from files, and [`Envoy::update`] changes them.
     pub dynamic: bool,
-    /// The `vm_id` of the network half, `ws` being that of the HTTP half.
+    /// The `vm_id` of the network filter, `ws` being that of the HTTP filter.
     pub network_vm: &'static str,
     /// HTTP/2 between the hops.
     pub http2_between: bool,
@@ -107,8 +107,6 @@ pub struct Setup {
     /// Where the listeners are bound, and the address at which they are reached.
     pub bind: Ipv4Addr,
     pub reach: Ipv4Addr,
-    /// libevent's timers go by a clock that is exact, and not by one that steps with the kernel's tick.
-    pub precise_timer: bool,
     /// Envoy's log level for wasm.
     pub log: &'static str,
     /// The module, where it is not the one that the project builds.
@@ -125,8 +123,8 @@ impl Setup {
             beside: Vec::new(),
             tls: false,
             workers: 2,
-            http_half: filter.then(|| json!({"attach": "http"})),
-            network_half: filter.then(|| json!({"attach": "network"})),
+            http_filter: filter.then(|| json!({"attach": "http"})),
+            network_filter: filter.then(|| json!({"attach": "network"})),
             copies: 1,
             streams: Streams::All,
             tcp: false,
@@ -147,7 +145,6 @@ impl Setup {
             failure_policy: "FAIL_OPEN",
             bind: Ipv4Addr::LOCALHOST,
             reach: Ipv4Addr::LOCALHOST,
-            precise_timer: false,
             log: "info",
             module: None,
         }
@@ -157,9 +154,9 @@ impl Setup {
         Self { hops, ..self }
     }
 
-    /// Sets a key of the HTTP half's configuration.
+    /// Sets a key of the HTTP filter's configuration.
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        if let Some(Value::Object(map)) = &mut self.http_half {
+        if let Some(Value::Object(map)) = &mut self.http_filter {
             map.insert(key.to_owned(), value.into());
         }
         self
@@ -240,9 +237,9 @@ impl Setup {
 
     fn listener(&self, hop: usize, ports: &[u16], folder: &Path) -> Value {
         let mut filters = Vec::new();
-        if let Some(config) = &self.network_half {
-            let half = self.attachment("network", config, folder);
-            filters.extend(std::iter::repeat_n(half, self.copies));
+        if let Some(config) = &self.network_filter {
+            let filter = self.attachment("network", config, folder);
+            filters.extend(std::iter::repeat_n(filter, self.copies));
         }
         filters.push(if self.tcp { tcp_proxy(hop) } else { self.connection_manager(hop, folder) });
         let mut chain = json!({ "filters": filters });
@@ -297,17 +294,18 @@ impl Setup {
             "name": "envoy.filters.http.router",
             "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
         });
-        let half = self.http_half.as_ref().map(|config| self.attachment("http", config, folder));
-        let half = match self.streams {
-            Streams::CompositeUpgrades => half.as_ref().map(for_upgrades_only),
-            Streams::All | Streams::UpgradeChain => half,
+        let filter =
+            self.http_filter.as_ref().map(|config| self.attachment("http", config, folder));
+        let filter = match self.streams {
+            Streams::CompositeUpgrades => filter.as_ref().map(for_upgrades_only),
+            Streams::All | Streams::UpgradeChain => filter,
         };
-        let halves = half.into_iter().flat_map(|half| std::iter::repeat_n(half, self.copies));
-        let with_halves: Vec<Value> = self
+        let ours = filter.into_iter().flat_map(|filter| std::iter::repeat_n(filter, self.copies));
+        let filters: Vec<Value> = self
             .filters_in_front
             .iter()
             .cloned()
-            .chain(halves)
+            .chain(ours)
             .chain(self.filters_behind.clone())
             .chain([router.clone()])
             .collect();
@@ -317,10 +315,10 @@ impl Setup {
         });
         let mut upgrade = json!({ "upgrade_type": "websocket" });
         let http_filters = if self.streams == Streams::UpgradeChain {
-            upgrade["filters"] = json!(with_halves);
+            upgrade["filters"] = json!(filters);
             vec![router]
         } else {
-            with_halves
+            filters
         };
         let mut manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -453,8 +451,14 @@ impl Setup {
     }
 }
 
+#[cfg(not(feature = "tls"))]
 fn tls_certificate() -> Value {
-    let (certificate, key) = tls::certificate();
+    panic!("TLS and QUIC need the feature `tls` of testbed")
+}
+
+#[cfg(feature = "tls")]
+fn tls_certificate() -> Value {
+    let (certificate, key) = crate::tls::certificate();
     json!({
         "certificate_chain": { "filename": certificate },
         "private_key": { "filename": key },
@@ -667,7 +671,7 @@ impl Envoy {
         self.entry(self.hops.len())
     }
 
-    /// Gives a half of a dynamic setup a new configuration, and a new module where `change` sets one;
+    /// Gives a filter of a dynamic setup a new configuration, and a new module where `change` sets one;
     /// waits until it has arrived.
     pub fn update(&mut self, layer: &str, change: impl FnOnce(&mut Setup)) {
         self.update_until(layer, "config_reload", change);
@@ -681,11 +685,11 @@ impl Envoy {
     fn update_until(&mut self, layer: &str, counter: &str, change: impl FnOnce(&mut Setup)) {
         change(&mut self.setup);
         self.updates += 1;
-        let half = match layer {
-            "http" => &self.setup.http_half,
-            _ => &self.setup.network_half,
+        let config = match layer {
+            "http" => &self.setup.http_filter,
+            _ => &self.setup.network_filter,
         };
-        let config = half.clone().expect("the half is attached");
+        let config = config.clone().expect("the filter is attached");
         let arrived = |envoy: &Self| -> u64 {
             envoy
                 .admin("/stats?filter=extension_config_discovery")
@@ -732,6 +736,11 @@ impl Envoy {
             stat.split(' ').next()?.parse::<f64>().ok()
         });
         nanos.sum::<f64>() / 1e9
+    }
+
+    /// Where the admin interface is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// A page of the admin interface.
@@ -817,9 +826,6 @@ fn command(setup: &Setup, folder: &Path, epoch: usize) -> Command {
         .args(["--service-node", "testbed", "--service-cluster", "testbed"])
         .args(["--log-level", "warning", "--component-log-level"])
         .arg(format!("wasm:{}", setup.log));
-    if setup.precise_timer {
-        command.env("EVENT_PRECISE_TIMER", "1");
-    }
     command
 }
 

@@ -157,6 +157,15 @@ pub fn go_install(package: &str, program: &str) -> Option<PathBuf> {
     Some(wanted)
 }
 
+/// The folder of a Go module, `module@version`, in Go's cache; `None`, with a notice, if Go is missing.
+pub fn go_module(module: &str) -> Option<PathBuf> {
+    let mut go = Command::new(go()?);
+    // Away from any go.mod, which would have a say in versions.
+    let told = run(go.current_dir(folder("go-modules")).args(["mod", "download", "-json", module]));
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    Some(told["Dir"].as_str().expect("a folder").into())
+}
+
 /// Go; `None`, with one notice, where it is missing.
 pub fn go() -> Option<PathBuf> {
     static GO: OnceLock<Option<PathBuf>> = OnceLock::new();

@@ -5,7 +5,11 @@
 
 pub mod browser;
 pub mod client;
-pub mod closes;
+pub mod closing;
+#[cfg(feature = "manifests")]
+pub mod crds;
+#[cfg(feature = "tls")]
+pub mod entry;
 pub mod envoy;
 #[cfg(all(unix, feature = "manifests"))]
 pub mod envoy_gateway;
@@ -27,9 +31,12 @@ pub mod peers;
 pub mod proxies;
 pub mod server;
 pub mod streams;
+#[cfg(feature = "tls")]
 pub mod tls;
 pub mod wire;
 
+#[cfg(feature = "tls")]
+pub use client::Transport;
 pub use client::{Client, End, Ending, Plan};
 pub use envoy::{Envoy, Mode, Setup, Streams};
 pub use server::Server;

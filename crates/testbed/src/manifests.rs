@@ -44,16 +44,24 @@ pub fn documents(file: &Path) -> Vec<Manifest> {
     parse(&text).into_iter().map(|value| Manifest { file: file.to_owned(), value }).collect()
 }
 
-/// Every Kubernetes resource in the project's YAML files.
+/// Every Kubernetes resource that is applied as it stands: those of `kustomize/` are built first.
 pub fn shipped() -> Vec<Manifest> {
     let mut files = Vec::new();
-    for folder in ["", "envoyfilter", "examples", "examples/sample-app", "examples/waypoint"] {
+    for folder in [
+        "",
+        "envoyfilter",
+        "examples",
+        "examples/probe",
+        "examples/sample-app",
+        "examples/waypoint",
+    ] {
         let folder = fetch::root().join(folder);
         let entries = fs::read_dir(&folder).expect("the folder is there").flatten();
         let yaml = |path: &PathBuf| path.extension().is_some_and(|e| e == "yaml");
         files.extend(entries.map(|entry| entry.path()).filter(yaml));
     }
     files.sort();
+    files.retain(|file| !file.ends_with("kustomization.yaml"));
     let all = files.iter().flat_map(|file| documents(file));
     all.filter(|manifest| manifest.value["kind"].is_string()).collect()
 }

@@ -1,5 +1,5 @@
 //! WebSocket peers in their own languages. A server says `listening on PORT`, and `opened` for each
-//! WebSocket; it closes it with 4321 "bye" on `/server`, so too on `/hasty` but without waiting for
+//! WebSocket; it closes it with 4321 "bye" on `/server`, so too on `/fin-without-waiting` but without waiting for
 //! the answer, and leaves the closing to the client on `/client`. Its last
 //! arguments are the port and, for TLS, a certificate and its key. A client is driven as a browser is:
 //! a JSON job a line, `{url, close, count}`, and for each an answer `{closes: [...]}`.

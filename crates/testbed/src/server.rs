@@ -20,7 +20,7 @@ pub const LARGE_LEN: usize = 20_000_000;
 /// How many of them are in one frame.
 const LARGE_FRAME_LEN: usize = 50_000;
 
-/// What the `talks-on` behaviour says behind its Close frame.
+/// What the `data-after-close` behaviour says behind its Close frame.
 pub const TALK: [&[u8]; 2] = [b"and another thing", b"goodbye"];
 
 /// What a server says right before it closes, where the query has `announce=1`: a page cannot know
@@ -34,10 +34,10 @@ pub enum Behaviour {
     Waits,
     /// Does not wait. Its own close: Close frame and FIN together, while it still takes in what the
     /// client sends. A client's: FIN, no answer.
-    Hasty,
-    /// As `Hasty`, but `close(2)`: RST where the client has sent something that was not read.
-    Slams,
-    /// As `Waits`, but RST in the place of FIN; no answer to a client's Close.
+    FinWithoutWaiting,
+    /// As `FinWithoutWaiting`, but `close(2)`: RST where the client has sent something that was not read.
+    ClosesUnread,
+    /// As `Waits`, but RST instead of FIN; no answer to a client's Close.
     Resets,
     /// Both Close frames, and TCP stays open.
     NeverCloses,
@@ -48,9 +48,9 @@ pub enum Behaviour {
     /// As `Waits`, with 20 MB in front of its Close frame.
     Large,
     /// FIN without any Close frame.
-    Vanishes,
+    FinWithoutClose,
     /// As `Waits`, but with a message behind its Close frame, which RFC 6455 forbids.
-    TalksOn,
+    DataAfterClose,
     /// Never answers a Close frame and keeps TCP open.
     Ignores,
     /// Sends the bytes of the query's `hex` as they stand, then does as `Waits` would.
@@ -67,7 +67,7 @@ pub enum Behaviour {
     Echo,
     /// Says its messages ([`talk`]) one `every` so many milliseconds, 0 for never, in so many
     /// `fragments`, padded to `size` bytes, or as Ping frames with `ping=1`; keeps those of the client.
-    /// Answers the client's Close, but with `answer=no` ends TCP in its place; closes by itself after
+    /// Answers the client's Close, but with `answer=no` ends TCP instead; closes by itself after
     /// `until` milliseconds where that is given.
     Talks,
 }
@@ -76,19 +76,19 @@ impl Behaviour {
     /// Those whose close is worth a row of a table.
     pub const COMMON: [Self; 9] = [
         Self::Waits,
-        Self::Hasty,
-        Self::Slams,
+        Self::FinWithoutWaiting,
+        Self::ClosesUnread,
         Self::Resets,
         Self::NeverCloses,
         Self::DiesInFrame,
         Self::ByteByByte,
         Self::Large,
-        Self::Vanishes,
+        Self::FinWithoutClose,
     ];
 
     /// Those that one test or another asks for.
     pub const ODD: [Self; 9] = [
-        Self::TalksOn,
+        Self::DataAfterClose,
         Self::Ignores,
         Self::Raw,
         Self::Mirror,
@@ -103,15 +103,15 @@ impl Behaviour {
     pub fn name(self) -> &'static str {
         match self {
             Self::Waits => "waits",
-            Self::Hasty => "hasty",
-            Self::Slams => "slams",
+            Self::FinWithoutWaiting => "fin-without-waiting",
+            Self::ClosesUnread => "closes-unread",
             Self::Resets => "resets",
             Self::NeverCloses => "never-closes",
             Self::DiesInFrame => "dies-in-frame",
             Self::ByteByByte => "byte-by-byte",
             Self::Large => "large",
-            Self::Vanishes => "vanishes",
-            Self::TalksOn => "talks-on",
+            Self::FinWithoutClose => "fin-without-close",
+            Self::DataAfterClose => "data-after-close",
             Self::Ignores => "ignores",
             Self::Raw => "raw",
             Self::Mirror => "mirror",
@@ -397,12 +397,12 @@ impl Peer<'_> {
                 self.stream.write_all(&close).await?;
                 self.until_close().await?;
             }
-            Behaviour::Hasty => {
+            Behaviour::FinWithoutWaiting => {
                 self.stream.write_all(&close).await?;
                 self.stream.shutdown().await?;
                 self.stay_open().await?;
             }
-            Behaviour::Slams => self.stream.write_all(&close).await?,
+            Behaviour::ClosesUnread => self.stream.write_all(&close).await?,
             Behaviour::Ignores | Behaviour::Mirror | Behaviour::Sink | Behaviour::Breaks => {
                 self.stay_open().await?
             }
@@ -415,7 +415,7 @@ impl Peer<'_> {
                 self.stream.write_all(&request.raw).await?;
                 self.until_close().await?;
             }
-            Behaviour::TalksOn => {
+            Behaviour::DataAfterClose => {
                 self.stream.write_all(&close).await?;
                 tokio::time::sleep(Duration::from_millis(30)).await;
                 for word in TALK {
@@ -444,7 +444,7 @@ impl Peer<'_> {
                 self.stream.write_all(&close).await?;
                 self.until_close().await?;
             }
-            Behaviour::Vanishes => {}
+            Behaviour::FinWithoutClose => {}
             Behaviour::Talks => self.talk(request).await?,
         }
         Ok(())
@@ -457,10 +457,12 @@ impl Peer<'_> {
         };
         let answer = wire::close(code, "", false);
         match request.behaviour {
-            Behaviour::Waits | Behaviour::TalksOn | Behaviour::Raw | Behaviour::Echo => {
+            Behaviour::Waits | Behaviour::DataAfterClose | Behaviour::Raw | Behaviour::Echo => {
                 self.stream.write_all(&answer).await
             }
-            Behaviour::Hasty | Behaviour::Slams | Behaviour::Vanishes => Ok(()),
+            Behaviour::FinWithoutWaiting | Behaviour::ClosesUnread | Behaviour::FinWithoutClose => {
+                Ok(())
+            }
             Behaviour::Resets => self.stream.set_zero_linger(),
             Behaviour::Ignores
             | Behaviour::Mirror

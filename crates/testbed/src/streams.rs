@@ -29,13 +29,13 @@ pub fn scenarios() -> Vec<Scenario> {
         ("The server closes with 4321, is answered, ends TCP", server(Waits), false, true),
         ("… and resets TCP (RST)", server(Resets), false, true),
         ("… and never ends TCP", server(NeverCloses), false, true),
-        ("… and ends TCP without waiting for the answer", server(Hasty), false, true),
+        ("… and ends TCP without waiting for the answer", server(FinWithoutWaiting), false, true),
         ("… and the client never answers", server(Waits), false, false),
         ("The client closes with 4000, the server answers, ends TCP", client(Waits), true, true),
         ("… the server answers, never ends TCP", client(NeverCloses), true, true),
-        ("… the server ends TCP without an answer", client(Hasty), true, true),
+        ("… the server ends TCP without an answer", client(FinWithoutWaiting), true, true),
         ("… the server never answers", client(Ignores), true, true),
-        ("The server dies, no Close frame at all", server(Vanishes), false, true),
+        ("The server dies, no Close frame at all", server(FinWithoutClose), false, true),
         ("The server dies inside a frame", server(DiesInFrame), false, true),
     ]
     .map(|(what, path, closes, answers)| Scenario { what, path, closes, answers })

@@ -84,7 +84,7 @@ fn a_configuration_in_words() {
     assert_eq!(
         config.to_string(),
         "enforce true, closeHandshakeTimeout 10s, tcpCloseTimeout 1s, answerClientClose true, \
-         maxAge claim exp, code 1008, drain within 30s, code 1001, endSilentAfter 500ms"
+         maxAge claim exp, code 1008, drain within 30s, code 1001, endSilentAfter 0.5s"
     );
 }
 
@@ -125,7 +125,7 @@ fn errors_name_the_key_and_what_is_allowed() {
         ("", vec!["`attach` is missing"]),
         ("  \n", vec!["`attach` is missing"]),
         ("{}", vec!["`attach` is missing", "network"]),
-        ("[]", vec!["the configuration is []", "expected an object"]),
+        ("[]", vec!["the configuration is an array", "expected an object"]),
         ("null", vec!["expected an object"]),
         ("{\"attach\": \"http\"", vec!["EOF"]),
         (r#"{"attach": "http"} x"#, vec!["trailing characters"]),
@@ -188,10 +188,28 @@ fn errors_name_the_key_and_what_is_allowed() {
             vec!["`maxAge.jitter` is 1.5", "0 to 1"],
         ),
         (r#"{"attach": "http", "drain": {"code": 999}}"#, vec!["`drain.code` is 999"]),
-        (r#"{"attach": "http", "drain": ["1s"]}"#, vec!["`drain` is [\"1s\"]", "an object"]),
+        (
+            r#"{"attach": "http", "drain": ["1s"]}"#,
+            vec!["`drain` is an array", "expected an object"],
+        ),
         (
             r#"{"attach": "http", "drain": {"after": "1s"}}"#,
             vec!["`drain`", "unknown field `after`"],
+        ),
+        (r#"{"attach": "http", "drain": {"code": -1}}"#, vec!["`drain.code` is -1"]),
+        (r#"{"attach": "http", "drain": {"code": 1000.5}}"#, vec!["`drain.code` is 1000.5"]),
+        (r#"{"attach": "http", "drain": {"code": 66536}}"#, vec!["`drain.code` is 66536"]),
+        (
+            r#"{"attach": "http", "drain": {"code": "1001"}}"#,
+            vec!["`drain.code` is \"1001\"", "expected a number"],
+        ),
+        (
+            r#"{"attach": "http", "drain": {"code": 1001, "code": 1001}}"#,
+            vec!["duplicate field `code`"],
+        ),
+        (
+            r#"{"attach": "http", "maxAge": {"after": "1h", "jitter": true}}"#,
+            vec!["`maxAge.jitter` is true", "expected a number"],
         ),
         (r#"{"attach": "network", "enforce": true}"#, vec!["`enforce` is misplaced"]),
         (r#"{"attach": "network", "drain": {}}"#, vec!["`drain` is misplaced"]),

@@ -693,14 +693,54 @@ fn what_comes_behind_a_close_frame_is_no_activity() {
 /// Large chunks of the server may be unread; however many small ones are not looked at.
 #[test]
 fn what_a_client_may_not_have_read() {
-    let large = [&b"\x82\x7e\x40\x00"[..], &[0; 0x4000]].concat();
-    let mut life = Life::open("", HTTP1);
-    life.server(&large);
-    assert!(!life.until(5000).closes_connection());
-    assert!(life.until(5001).closes_connection());
+    // A frame of this length in all.
+    let frame = |len: usize| {
+        let payload = (len - 4) as u16;
+        [&b"\x82\x7e"[..], &payload.to_be_bytes(), &vec![0; len - 4]].concat()
+    };
+    let after = |len: usize| {
+        let mut life = Life::open("", HTTP1);
+        life.server(&frame(len));
+        life
+    };
+    assert!(!after(16 * 1024).until(5000).closes_connection());
+    assert!(after(16 * 1024).until(5001).closes_connection());
+    assert!(after(16 * 1024 - 1).closes_connection());
     let mut life = Life::open("", HTTP1);
     for _ in 0..100 {
-        life.server(&b"\x82\x7e\x03\xf8".iter().copied().chain([0; 1016]).collect::<Vec<_>>());
+        life.server(&frame(1023));
     }
-    assert!(life.closes_connection(), "1,020 bytes a chunk");
+    assert!(life.closes_connection(), "small chunks");
+    for _ in 0..16 {
+        life.server(&frame(1024));
+    }
+    assert!(!life.closes_connection());
+}
+
+/// A server that does not read may hold up what a client has sent.
+#[test]
+fn what_a_server_may_not_have_read() {
+    let after = |payload: u64| {
+        let mut life = Life::open("", HTTP1);
+        let header = [&b"\x82\xff"[..], &payload.to_be_bytes(), &[0; 4]].concat();
+        life.client(&[header, vec![0; payload as usize]].concat());
+        life
+    };
+    assert!(!after(64 * 1024 - 14).until(60_000).closes_connection());
+    assert!(after(64 * 1024 - 14).until(60_001).closes_connection());
+    assert!(after(64 * 1024 - 15).closes_connection());
+}
+
+/// Behind bytes that are no frames nothing counts as a Close frame, on either side.
+#[test]
+fn what_looks_like_a_close_frame_behind_raw_bytes() {
+    for (raw, other, close) in
+        [(Client, Server, server_close(1000)), (Server, Client, client_close(1000))]
+    {
+        let mut life = Life::open("", HTTP1);
+        life.data(raw, b"\xff\xff", false, true);
+        assert_eq!(life.data(other, &close, false, true), passed(&close));
+        assert_eq!(life.session.next_timeout(), None);
+        assert_eq!(life.end().counters[0], Some(Counter::ClosedAbnormal));
+    }
 }

@@ -284,3 +284,82 @@ fn lives() {
     println!("{count} lives, {rate:.0} a second, {failed} broken promises");
     assert_eq!(failed, 0);
 }
+
+/// A peer that does nothing but close in its manner, or be closed.
+fn peer(manner: Manner, closes_at: Option<Time>) -> Script {
+    Script {
+        closes_at,
+        manner,
+        every: SECOND,
+        size: 0,
+        messages: 0,
+        looks_after: 1,
+        pause: None,
+        answers_after: 0,
+        backlog: 0,
+        talks_on: false,
+    }
+}
+
+/// What the client sees, in the words of the README's table.
+fn cell(plan: &Plan, life: &Life) -> String {
+    let client = &life.client;
+    let code = client.close.and_then(|(code, _)| code).unwrap_or(1006);
+    let Some((ending, at)) = client.ending else {
+        return if code == 1006 { "hangs".into() } else { format!("{code}, never ends") };
+    };
+    // Clean: both Close frames, then FIN.
+    let has_answered = client.closed && plan.client.manner != Manner::Ignores;
+    let is_clean = has_answered && ending == Ending::Fin;
+    let clean = if code != 1006 && !is_clean { ", not clean" } else { "" };
+    let begun = plan.client.closes_at.or(plan.server.closes_at).expect("somebody closes");
+    match (at - begun + SECOND / 2) / SECOND {
+        0 => format!("{code}{clean}"),
+        seconds => format!("{code}{clean}, {seconds} s late"),
+    }
+}
+
+/// The model is Envoy's: each cell of the README's table, which was measured on a real one, comes out of it.
+#[test]
+fn the_model_agrees_with_the_measured_table() {
+    use Manner::*;
+    const ABNORMAL: &str = r#"… with `abnormalClose: {"code": 1012}`"#;
+    let at = Some(100_000);
+    let rows = [
+        ("The server closes with 4321, is answered, ends TCP", Waits, at, Waits, None),
+        ("… and resets TCP (RST)", WaitsAndResets, at, Waits, None),
+        ("… and never ends TCP", StaysOpen, at, Waits, None),
+        ("… and ends TCP without waiting for the answer", Fin(0), at, Waits, None),
+        ("… and the client never answers", Waits, at, Ignores, None),
+        ("The client closes with 4000, the server answers, ends TCP", Waits, None, Waits, at),
+        ("… the server answers, never ends TCP", StaysOpen, None, Waits, at),
+        ("… the server ends TCP without an answer", Fin(0), None, Waits, at),
+        ("… the server resets TCP without an answer", Resets, None, Waits, at),
+        ("… the server never answers", Ignores, None, Waits, at),
+        ("… the server dies inside a frame", InsideFrame, None, Waits, at),
+        ("Both close at the same time", Waits, at, Waits, at),
+        ("The server dies, no Close frame at all", NoClose, at, Waits, None),
+        (ABNORMAL, NoClose, at, Waits, None),
+        ("The server dies inside a frame", InsideFrame, at, Waits, None),
+    ];
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let readme = std::fs::read_to_string(readme).expect("the README");
+    let table = readme.split("scenarios -->").nth(1).expect("the table");
+    for (what, server, server_at, client, client_at) in rows {
+        let plan = Plan {
+            seed: 1,
+            client: peer(client, client_at),
+            server: peer(server, server_at),
+            delays: vec![1000, 0],
+            http2_upstream: false,
+            limit: 1 << 20,
+            buffer: 200_000,
+            refuses: false,
+            config: parse(CONFIGS[if what == ABNORMAL { 3 } else { 0 }]),
+        };
+        let [direct, default, baseline, filter, _] = modes(&plan, false);
+        let cells = [direct, default, baseline, filter].map(|life| cell(&plan, &life));
+        let row = format!("| {what} | {} |", cells.join(" | "));
+        assert!(table.lines().any(|line| line == row), "the model has\n{row}");
+    }
+}

@@ -28,6 +28,8 @@ pub enum Manner {
     InsideFrame,
     /// RST, no Close frame.
     Resets,
+    /// As `Waits`, but RST instead of FIN.
+    WaitsAndResets,
 }
 
 /// What a peer does.
@@ -65,6 +67,7 @@ impl Script {
             Manner::NoClose,
             Manner::InsideFrame,
             Manner::Resets,
+            Manner::WaitsAndResets,
         ];
         let client =
             [Manner::Waits, Manner::Waits, Manner::Waits, Manner::Ignores, Manner::Closes(0)];
@@ -148,8 +151,10 @@ impl Endpoint {
         }
     }
 
+    /// Its own Close frame, or the answer to its peer's, which has the same code (RFC 6455 §5.5.1).
     fn close_frame(&self) -> Vec<u8> {
-        let code = if self.peer == Peer::Server { 4321 } else { 4000 };
+        let own = if self.peer == Peer::Server { 4321 } else { 4000 };
+        let code = self.close.and_then(|(code, _)| code).unwrap_or(own);
         let close = CloseCode::new(code).and_then(|code| Close::new(code, "")).expect("a frame");
         match self.peer {
             Peer::Server => close.to_server_frame(),
@@ -207,7 +212,7 @@ impl Endpoint {
                 Manner::Fin(_) | Manner::NoClose | Manner::InsideFrame | Manner::Waits => {
                     world.shut(self.conn, self.side)
                 }
-                Manner::Resets => {
+                Manner::Resets | Manner::WaitsAndResets => {
                     world.abort(self.conn, self.side);
                     self.done = true;
                     return;
@@ -281,7 +286,7 @@ impl Endpoint {
     fn answer(&mut self, now: Time) {
         let was_closed = std::mem::replace(&mut self.closed, true);
         match self.script.manner {
-            Manner::Waits | Manner::StaysOpen if !was_closed => {
+            Manner::Waits | Manner::StaysOpen | Manner::WaitsAndResets if !was_closed => {
                 let frame = self.close_frame();
                 self.say(&frame);
             }

@@ -49,7 +49,7 @@ func serveGorilla(w http.ResponseWriter, r *http.Request) {
 		message := gorilla.FormatCloseMessage(code, reason)
 		conn.WriteControl(gorilla.CloseMessage, message, time.Now().Add(time.Second))
 		// The idiom that is common: Close() right behind.
-		if r.URL.Path == "/hasty" {
+		if r.URL.Path == "/fin-without-waiting" {
 			return
 		}
 	}

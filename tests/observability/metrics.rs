@@ -4,20 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use testbed::server::{path, Behaviour};
-use testbed::{Client, Envoy, Mode, Plan, Server, Setup};
+use testbed::closing::{close, open, plan, run};
+use testbed::server::{path, raw_path, Behaviour};
+use testbed::{Envoy, Mode, Plan, Server, Setup};
 use tokio::sync::Semaphore;
 
 /// Closes of every kind, and how many of each.
 const KINDS: [(Behaviour, bool); 13] = [
     (Behaviour::Waits, true),
     (Behaviour::Waits, false),
-    (Behaviour::Hasty, true),
-    (Behaviour::Hasty, false),
-    (Behaviour::Slams, true),
+    (Behaviour::FinWithoutWaiting, true),
+    (Behaviour::FinWithoutWaiting, false),
+    (Behaviour::ClosesUnread, true),
     (Behaviour::Resets, true),
     (Behaviour::Resets, false),
-    (Behaviour::Vanishes, true),
+    (Behaviour::FinWithoutClose, true),
     (Behaviour::DiesInFrame, true),
     (Behaviour::DiesInFrame, false),
     (Behaviour::NeverCloses, true),
@@ -35,10 +36,7 @@ async fn closes(envoy: &Envoy, of_each: usize) {
         let room = Arc::clone(&room).acquire_owned().await.expect("open");
         tasks.push(tokio::spawn(async move {
             let _room = room;
-            let path = path(behaviour, by_server, 4321);
-            let client = Client::open(address, false, &path).await.expect("a WebSocket");
-            let plan = if by_server { Plan::default() } else { Plan::close(4000) };
-            client.run(&plan).await;
+            run(address, &path(behaviour, by_server, 4321), &plan(by_server)).await;
         }));
     }
     for task in tasks {
@@ -60,7 +58,7 @@ async fn handshakes(envoy: &Envoy) -> u64 {
         .unwrap_or_else(|| panic!("no histogram:\n{page}"))
 }
 
-/// Ten thousand closes of every kind, over two workers; both halves are reconfigured in between,
+/// Ten thousand closes of every kind, over two workers; both filters are reconfigured in between,
 /// with WebSockets open that end afterwards. The counters add up exactly.
 #[tokio::test(flavor = "multi_thread")]
 async fn counters_add_up() {
@@ -76,23 +74,22 @@ async fn counters_add_up() {
     let mut lasting = Vec::new();
     for round in 0..2 {
         for _ in 0..LASTING {
-            let client = Client::open(envoy.address(), false, "/echo?by=client").await;
-            lasting.push(client.expect("a WebSocket"));
+            lasting.push(open(envoy.address(), "/echo?by=client").await);
         }
         closes(&envoy, OF_EACH / 3).await;
         assert_eq!(envoy.metric("websocket.active"), ((round + 1) * LASTING) as u64);
         envoy.update("http", |setup| {
-            setup.http_half.as_mut().unwrap()["tcpCloseTimeout"] = json!(format!("0.2{round}1s"));
+            setup.http_filter.as_mut().unwrap()["tcpCloseTimeout"] = json!(format!("0.2{round}1s"));
         });
-        // The network half has nothing to configure; but it can be sent the same in other words.
+        // The network filter has nothing to configure; but it can be sent the same in other words.
         envoy.update("network", |setup| {
-            setup.network_half =
+            setup.network_filter =
                 Some(json!(format!("{}{{\"attach\": \"network\"}}", " ".repeat(round + 1))));
         });
     }
     for client in lasting.drain(..) {
         let ending = client.run(&Plan::close(4000)).await;
-        assert!(ending.is_clean() && ending.ms() < 400.0, "opened before an update: {ending:?}");
+        assert!(ending.is_clean() && ending.is_immediate(), "opened before an update: {ending:?}");
     }
     closes(&envoy, OF_EACH - 1 - 2 * (OF_EACH / 3)).await;
 
@@ -132,18 +129,15 @@ async fn access_log_fields() {
     let expected = [
         (Behaviour::Waits, true, ["4321", "bye", "server", "clean"]),
         (Behaviour::Waits, false, ["4000", "", "client", "clean"]),
-        (Behaviour::Hasty, false, ["4000", "", "client", "client_only"]),
-        (Behaviour::Vanishes, true, ["1012", "restarting", "filter", "abnormal"]),
+        (Behaviour::FinWithoutWaiting, false, ["4000", "", "client", "client_only"]),
+        (Behaviour::FinWithoutClose, true, ["1012", "restarting", "filter", "abnormal"]),
     ];
     for (behaviour, by_server, _) in expected {
-        let path = path(behaviour, by_server, 4321);
-        let client = Client::open(envoy.address(), false, &path).await.expect("a WebSocket");
-        client.run(&if by_server { Plan::default() } else { Plan::close(4000) }).await;
+        close(envoy.address(), behaviour, by_server).await;
     }
     // A reason is somebody else's text: what could break a log line is left out of it.
     let evil = [&[0x88, 14][..], &4000_u16.to_be_bytes(), b"a\r\nb\tc\x00\xc2\x85d\"e"].concat();
-    let client = Client::open(envoy.address(), false, &testbed::server::raw_path(&evil)).await;
-    client.expect("a WebSocket").run(&Plan::default()).await;
+    run(envoy.address(), &raw_path(&evil), &Plan::default()).await;
 
     let log = envoy.access_log(1);
     let field = |line: usize, name: &str| log[line][format!("close_{name}")].clone();
@@ -161,19 +155,17 @@ async fn access_log_fields() {
 async fn log_lines() {
     let server = Server::start().await;
     let envoy = Setup::new(Mode::Filter).start(server.address).await;
-    let close = async || {
-        let path = path(Behaviour::Waits, true, 4321);
-        let client = Client::open(envoy.address(), false, &path).await.expect("a WebSocket");
-        client.run(&Plan::default()).await;
+    let close_and_log = async || {
+        close(envoy.address(), Behaviour::Waits, true).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    close().await;
+    close_and_log().await;
     let log = envoy.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("ws-clean-close")).collect();
     assert!(lines.iter().all(|line| line.contains("filter configured")), "{lines:#?}");
     assert!(log.contains("closeHandshakeTimeout 10s"), "{log}");
     envoy.post("/logging?wasm=debug");
-    close().await;
+    close_and_log().await;
     let line = "closed clean, begun by server, code 4321";
     assert_eq!(envoy.log().matches(line).count(), 1, "{}", envoy.log());
 }

@@ -4,8 +4,9 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::{json, Value};
-use testbed::server::{path, Behaviour};
-use testbed::{fetch, Client, Mode, Plan, Server, Setup};
+use testbed::closing::close;
+use testbed::server::Behaviour;
+use testbed::{fetch, Mode, Server, Setup};
 
 /// Every expression of the dashboard, its variables filled in.
 fn dashboard() -> Vec<String> {
@@ -48,8 +49,7 @@ fn named(text: &str) -> Vec<String> {
 async fn names_exist() {
     let server = Server::start().await;
     let envoy = Setup::new(Mode::Filter).start(server.address).await;
-    let client = Client::open(envoy.address(), false, &path(Behaviour::Waits, true, 1000)).await;
-    client.expect("a WebSocket").run(&Plan::default()).await;
+    close(envoy.address(), Behaviour::Waits, true).await;
     let page = envoy.admin("/stats/prometheus");
     let shown: Vec<&str> = page
         .lines()

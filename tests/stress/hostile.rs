@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use serde_json::json;
+use testbed::closing::{open, until};
 use testbed::{wire, Client, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
@@ -28,7 +29,7 @@ fn bytes(rng: &mut Rng) -> Vec<u8> {
                 rng.u8(..),
                 rng.u8(..),
             ]),
-            2 => all.extend(close(rng)),
+            2 => all.extend(close_frame(rng)),
             3 => {
                 let mut frame = frame(rng);
                 let at = rng.usize(..frame.len().min(12));
@@ -69,7 +70,7 @@ fn frame(rng: &mut Rng) -> Vec<u8> {
     wire::frame(opcode, rng.bool() || matches!(opcode, OpCode::Control(_)), &payload, rng.bool())
 }
 
-fn close(rng: &mut Rng) -> Vec<u8> {
+fn close_frame(rng: &mut Rng) -> Vec<u8> {
     let payload = garbage(rng, 126);
     wire::frame(OpCode::Control(Control::Close), true, &payload, rng.bool())
 }
@@ -139,7 +140,7 @@ async fn every_byte_arrives_as_sent() {
     let envoy = Arc::new(setup.start(server.address).await);
     let mut memory = Vec::new();
     let (mut sessions, mut bytes) = (0, 0);
-    for half in 0..2 {
+    for phase in 0..2 {
         let end = Instant::now() + DURATION;
         let peers: Vec<_> = (0..PEERS)
             .map(|peer| {
@@ -147,10 +148,10 @@ async fn every_byte_arrives_as_sent() {
                 tokio::spawn(async move {
                     let (mut sessions, mut bytes) = (0_u64, 0);
                     while Instant::now() < end {
-                        let seed = SEED << 48 | half << 40 | peer << 32 | sessions;
+                        let seed = SEED << 48 | phase << 40 | peer << 32 | sessions;
                         let path = "/mirror?after=60000";
                         let address = envoy.entry(1 + (sessions % 2) as usize);
-                        let client = Client::open(address, false, path).await.expect("a WebSocket");
+                        let client = open(address, path).await;
                         bytes += session(client, Rng::with_seed(seed))
                             .await
                             .unwrap_or_else(|e| panic!("seed {seed:#x}: {e}"));
@@ -164,11 +165,7 @@ async fn every_byte_arrives_as_sent() {
             let (more, more_bytes) = peer.await.expect("every byte arrives");
             (sessions, bytes) = (sessions + more, bytes + more_bytes);
         }
-        let patience = Instant::now() + Duration::from_secs(10);
-        while envoy.metric("websocket.active") > 0 && Instant::now() < patience {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        assert_eq!(envoy.metric("websocket.active"), 0);
+        until("none is left", || envoy.metric("websocket.active") == 0).await;
         memory.push((envoy.allocated_bytes(), envoy.resident_bytes()));
     }
     let untracked = envoy.metric("websocket.untracked");
@@ -176,7 +173,7 @@ async fn every_byte_arrives_as_sent() {
         "{sessions} sessions, {bytes} bytes, {untracked} lost their frames, memory {memory:?}"
     );
     assert!(sessions > 200 && untracked > sessions / 4);
-    let [(heap, all), (heap_now, all_now)] = memory[..] else { panic!("two halves") };
+    let [(heap, all), (heap_now, all_now)] = memory[..] else { panic!("two phases") };
     assert!(heap_now < heap + heap / 10 + 1_000_000, "Envoy's heap grows");
     assert!(all_now < all + all / 10 + 4_000_000, "Envoy's memory grows");
 }

@@ -1,0 +1,4 @@
+//! What operators see: metrics, access log, log lines, the dashboard and the alerts.
+
+mod dashboard;
+mod metrics;
