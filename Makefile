@@ -3,7 +3,7 @@
 
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
-.PHONY: help demo demo-page test test-istio test-matrix lint wasm probe image release sbom table picture page-picture
+.PHONY: help demo demo-page test test-istio test-envoy-gateway test-matrix lint wasm probe image release sbom table picture page-picture
 .PHONY: interop soak fuzz audit advisories clean simulate mutants crds
 .PHONY: bench bench-compare bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
@@ -24,6 +24,7 @@ help:
 	@echo "  make interop      every library against every other, into docs/interop.md (5 minutes)"
 	@echo "  make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
 	@echo "  make test-istio   the manifests through Istio's own control plane and tools (needs Go)"
+	@echo "  make test-envoy-gateway  the same through Envoy Gateway (needs Go and root)"
 	@echo "Measure"
 	@echo "  make bench        what the filter costs: time, memory, size (ten minutes)"
 	@echo "  make bench-report write what it found into docs/performance.md and docs/plots"
@@ -83,6 +84,10 @@ mutants:
 test-istio: tools lint
 	cargo test --test istio
 
+# What is shipped for Envoy Gateway, through Envoy Gateway itself.
+test-envoy-gateway: tools lint
+	cargo test --test envoy_gateway
+
 # The core tests on Envoy 1.36 to 1.40; the results go into docs/compatibility.md.
 test-matrix: tools lint
 	@scripts/test-matrix
@@ -91,7 +96,7 @@ lint: wasm
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cargo clippy --quiet --test istio -- -D warnings
+	cargo clippy --quiet --test istio --test envoy_gateway -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings
 
 # Measures the README's table of scenarios anew, and that of docs/http2.md.

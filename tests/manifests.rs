@@ -215,8 +215,8 @@ fn plugin_configs_are_accepted() {
             count += 1;
         }
     }
-    // Two each: WasmPlugins, TrafficExtensions, local files, Envoy's own; one each: per chain, low cost.
-    assert_eq!(count, 10);
+    // Two each: WasmPlugins, TrafficExtensions, local files, waypoints, Envoy's own; one each: per chain, low cost.
+    assert_eq!(count, 12);
 }
 
 /// One image everywhere, and the version is the crate's.
@@ -229,7 +229,7 @@ fn one_image() {
     }
     let expected =
         format!("oci://registry.example.com/ws-clean-close:{}", env!("CARGO_PKG_VERSION"));
-    assert_eq!(urls.len(), 6, "{urls:?}");
+    assert_eq!(urls.len(), 8, "{urls:?}");
     assert!(urls.iter().all(|url| *url == expected), "{urls:?}");
 }
 

@@ -11,8 +11,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"io"
@@ -254,8 +257,14 @@ func plainClusters(resources []*anypb.Any) error {
 	return nil
 }
 
-func istioOnly[F interface{ GetName() string }](filter F) bool {
-	return strings.HasPrefix(filter.GetName(), "istio.")
+func istioOnly[F interface {
+	GetName() string
+	GetTypedConfig() *anypb.Any
+}](filter F) bool {
+	config := filter.GetTypedConfig()
+	wrapped := strings.HasSuffix(config.GetTypeUrl(), "TypedStruct")
+	return strings.HasPrefix(filter.GetName(), "istio.") ||
+		wrapped && bytes.Contains(config.GetValue(), []byte("/io.istio."))
 }
 
 // sds serves the certificates that a Gateway names by file.
@@ -274,6 +283,14 @@ func (sds) StreamSecrets(envoy secret.SecretDiscoveryService_StreamSecretsServer
 		}
 		response := &discovery.DiscoveryResponse{TypeUrl: request.TypeUrl, VersionInfo: "1", Nonce: "1"}
 		for _, resource := range request.ResourceNames {
+			if resource == security.WorkloadKeyCertResourceName || resource == security.RootCertReqResourceName {
+				packed, err := anypb.New(ofTheMesh(resource))
+				if err != nil {
+					return err
+				}
+				response.Resources = append(response.Resources, packed)
+				continue
+			}
 			files, ok := security.SdsCertificateConfigFromResourceName(resource)
 			if !ok {
 				continue
@@ -297,4 +314,26 @@ func (sds) StreamSecrets(envoy secret.SecretDiscoveryService_StreamSecretsServer
 			return err
 		}
 	}
+}
+
+// ofTheMesh is a certificate that nobody trusts, for what wants one of the mesh: a waypoint is not ready without.
+func ofTheMesh(resource string) *tls.Secret {
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	certificate := server.TLS.Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
+	must(err)
+	inline := func(kind string, bytes []byte) *core.DataSource {
+		text := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: bytes})
+		return &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: text}}
+	}
+	chain := inline("CERTIFICATE", certificate.Certificate[0])
+	if resource == security.RootCertReqResourceName {
+		context := &tls.CertificateValidationContext{TrustedCa: chain}
+		return &tls.Secret{Name: resource, Type: &tls.Secret_ValidationContext{ValidationContext: context}}
+	}
+	return &tls.Secret{Name: resource, Type: &tls.Secret_TlsCertificate{TlsCertificate: &tls.TlsCertificate{
+		CertificateChain: chain,
+		PrivateKey:       inline("PRIVATE KEY", key),
+	}}}
 }

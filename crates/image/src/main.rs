@@ -27,11 +27,12 @@ const ARTEFACT_CONFIG: &str = "application/vnd.module.wasm.config.v1+json";
 const ARTEFACT_LAYER: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
 
 /// The manifests that name the image.
-const MANIFESTS: [&str; 4] = [
+const MANIFESTS: [&str; 5] = [
     "wasm-plugin.yaml",
     "traffic-extension.yaml",
     "envoyfilter/network-per-chain.yaml",
     "envoyfilter/filter-low-cost.yaml",
+    "examples/waypoint/waypoint-envoyfilter.yaml",
 ];
 
 /// Those that name the probe's.

@@ -289,6 +289,7 @@ fn the_layout_holds_what_it_says() {
         ("traffic-extension.yaml", 2),
         ("network-per-chain.yaml", 1),
         ("filter-low-cost.yaml", 1),
+        ("waypoint-envoyfilter.yaml", 2),
     ] {
         let text = fs::read_to_string(folder.join(file)).expect(file);
         assert_eq!(text.matches(&digest).count(), times, "{file}");

@@ -868,7 +868,7 @@ fn launch(
     }
 }
 
-fn get(admin: SocketAddr, path: &str) -> Option<String> {
+pub(crate) fn get(admin: SocketAddr, path: &str) -> Option<String> {
     ureq::get(format!("http://{admin}{path}")).call().ok()?.body_mut().read_to_string().ok()
 }
 

@@ -63,6 +63,8 @@ pub enum Proxy {
     Gateway,
     /// A pod of the sample application: `app: wssample` in `default`.
     Sidecar,
+    /// The waypoint `waypoint` in the namespace `default`.
+    Waypoint,
 }
 
 /// A control plane with its files. Ends when dropped.
@@ -249,7 +251,22 @@ impl Mesh {
                 "default",
                 json!({ "app": "wssample" }),
             ),
+            Proxy::Waypoint => (
+                "waypoint~127.0.0.1~waypoint.default~default.svc.cluster.local",
+                "waypoint.default",
+                "default",
+                json!({
+                    "gateway.networking.k8s.io/gateway-name": "waypoint",
+                    "gateway.networking.k8s.io/gateway-class-name": "istio-waypoint",
+                }),
+            ),
         };
+        let internal_listener = json!([{
+            "name": "envoy.bootstrap.internal_listener",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+            },
+        }]);
         let grpc = |name: &str| {
             json!({
                 "name": name,
@@ -278,6 +295,7 @@ impl Mesh {
                     "INTERCEPTION_MODE": "NONE",
                 },
             },
+            "bootstrap_extensions": internal_listener,
             "dynamic_resources": {
                 "lds_config": { "ads": {}, "resource_api_version": "V3" },
                 "cds_config": { "ads": {}, "resource_api_version": "V3" },

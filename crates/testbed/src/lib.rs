@@ -8,7 +8,11 @@ pub mod client;
 pub mod closing;
 #[cfg(feature = "manifests")]
 pub mod crds;
+#[cfg(feature = "tls")]
+pub mod entry;
 pub mod envoy;
+#[cfg(all(unix, feature = "manifests"))]
+pub mod envoy_gateway;
 pub mod fetch;
 #[cfg(feature = "http2")]
 pub mod http2;

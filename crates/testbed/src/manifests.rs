@@ -47,7 +47,14 @@ pub fn documents(file: &Path) -> Vec<Manifest> {
 /// Every Kubernetes resource that is applied as it stands: those of `kustomize/` are built first.
 pub fn shipped() -> Vec<Manifest> {
     let mut files = Vec::new();
-    for folder in ["", "envoyfilter", "examples", "examples/probe", "examples/sample-app"] {
+    for folder in [
+        "",
+        "envoyfilter",
+        "examples",
+        "examples/probe",
+        "examples/sample-app",
+        "examples/waypoint",
+    ] {
         let folder = fetch::root().join(folder);
         let entries = fs::read_dir(&folder).expect("the folder is there").flatten();
         let yaml = |path: &PathBuf| path.extension().is_some_and(|e| e == "yaml");
