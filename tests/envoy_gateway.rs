@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
-use testbed::closing::IMMEDIATE;
 use testbed::entry::Entry;
 use testbed::envoy_gateway::{isolated, EnvoyGateway};
 use testbed::server::{path, Behaviour};
@@ -244,7 +243,7 @@ fn image() {
             }
             gateway.apply(&format!("{routes}{manifest}\n---\n{other}"));
             let patience = Instant::now() + Duration::from_secs(20);
-            while (ENTRIES[0].close(Behaviour::Waits, true).await.after > IMMEDIATE) != delayed {
+            while ENTRIES[0].close(Behaviour::Waits, true).await.is_immediate() == delayed {
                 assert!(Instant::now() < patience, "{other:#}\n{}", gateway.log());
             }
         }

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use testbed::closing::{open, plan};
+use testbed::closing::open;
+use testbed::entry::Entry;
 use testbed::istio::{Mesh, Proxy, Release, ISTIO_1_28, ISTIO_1_31};
 use testbed::manifests::shipped;
 use testbed::server::{path, Behaviour};
-use testbed::{envoy, fetch, tls, wire, Client, Ending, Envoy, Plan, Server, Transport};
+use testbed::{envoy, fetch, tls, wire, Ending, Envoy, Plan, Server, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -168,42 +169,16 @@ fn delays(chains: &[Value]) -> Vec<Option<String>> {
 async fn close_at(
     address: SocketAddr,
     transport: Transport,
-    host: &str,
+    host: &'static str,
     b: Behaviour,
     by_server: bool,
 ) -> Ending {
-    let path = path(b, by_server, 4321);
-    let client = Client::open_at(address, transport, host, &path).await;
-    let client = client.unwrap_or_else(|e| panic!("{b:?}: {e}"));
-    let (distance, patience) = (Duration::from_millis(1), Duration::from_secs(6));
-    client.run(&Plan { distance, patience, ..plan(by_server) }).await
+    Entry { address, transport, host }.close(b, by_server).await
 }
 
-/// Every behaviour of a server, whoever begins: the code, immediate, and clean if there is a Close frame.
+/// Every behaviour of a server, whoever begins.
 async fn core_closes(address: SocketAddr) {
-    use Behaviour::*;
-    for (behaviour, by_server, code, clean) in [
-        (Waits, true, 4321, true),
-        (FinWithoutWaiting, true, 4321, true),
-        (ClosesUnread, true, 4321, true),
-        (Resets, true, 4321, true),
-        (ByteByByte, true, 4321, true),
-        (FinWithoutClose, true, 1006, false),
-        (DiesInFrame, true, 1006, false),
-        (Waits, false, 4000, true),
-        (FinWithoutWaiting, false, 4000, true),
-        (ClosesUnread, false, 4000, true),
-        (Resets, false, 4000, true),
-        (FinWithoutClose, false, 4000, true),
-        (DiesInFrame, false, 1006, false),
-    ] {
-        for _ in 0..4 {
-            let ending = close_at(address, Transport::Tcp, "localhost", behaviour, by_server).await;
-            let what = format!("{behaviour:?}, by server: {by_server}: {ending:?}");
-            assert_eq!((ending.code(), ending.is_clean()), (code, clean), "{what}");
-            assert!(ending.ms() < 600.0, "{what}");
-        }
-    }
+    Entry { address, transport: Transport::Tcp, host: "localhost" }.core_closes().await;
 }
 
 /// What the probe says of an address whose server closes.
@@ -274,7 +249,7 @@ async fn both_filters(release: Release, manifest: &str) {
 }
 
 /// Clean closes, immediate each.
-async fn immediate(address: SocketAddr, transport: Transport, host: &str) {
+async fn immediate(address: SocketAddr, transport: Transport, host: &'static str) {
     for by_server in [true, false] {
         for _ in 0..5 {
             let ending = close_at(address, transport, host, Behaviour::Waits, by_server).await;
@@ -284,7 +259,7 @@ async fn immediate(address: SocketAddr, transport: Transport, host: &str) {
 }
 
 /// Clean closes, delayed each.
-async fn delayed(address: SocketAddr, transport: Transport, host: &str) {
+async fn delayed(address: SocketAddr, transport: Transport, host: &'static str) {
     for by_server in [true, false] {
         let ending = close_at(address, transport, host, Behaviour::Waits, by_server).await;
         assert!(ending.is_clean() && ending.ms() > 800.0, "{host}: {ending:?}");
@@ -652,11 +627,11 @@ async fn local_file() {
     assert_eq!(manifest.matches(there).count(), 2);
     mesh.apply("filter", &manifest.replace(there, &fetch::module().display().to_string()));
     let [gateway, sidecar] = sample.proxies(&mesh);
-    // The proxy may have asked before the control plane had read the file.
-    let stand = || chains(&sidecar, sample.sidecar.port());
+    // The control plane may have read the file after the proxy came.
+    let stand = || chains(&sidecar, sample.sidecar.port()).iter().map(attached).collect::<Vec<_>>();
     wait_until(
-        || stand().iter().all(|c| attached(c) == (true, true)),
-        || format!("{:#?}", stand()),
+        || stand().iter().all(|attached| *attached == (true, true)),
+        || format!("{:?}", stand()),
     );
     core_closes(sample.sidecar).await;
     assert_eq!(sidecar.metric("websocket.unpaired"), 0);
@@ -711,8 +686,8 @@ fn waypoint(release: Release) {
     }
 
     mesh.apply("waypoint", &with_image(&mesh, "waypoint-envoyfilter.yaml"));
-    let everywhere = || stand("main_internal").iter().all(|filters| *filters == (true, true));
-    wait_until(everywhere, || format!("{:?}\n{}", stand("main_internal"), mesh.log()));
+    let attached = || stand("main_internal").iter().all(|filters| *filters == (true, true));
+    wait_until(attached, || format!("{:?}\n{}", stand("main_internal"), mesh.log()));
     assert!(stand("connect_terminate").iter().all(|filters| *filters == (false, false)));
     assert!(!stand("connect_terminate").is_empty());
 }

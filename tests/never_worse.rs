@@ -779,3 +779,60 @@ async fn servers_that_write_upgrade_in_lower_case() {
         assert!(seen.took < IMMEDIATE, "{seen:?}");
     }
 }
+
+/// A client that half-closes TCP behind its Close frame, and reads on: Envoy ends both sides at its FIN, before any
+/// filter is called. As by default; docs/limits.md has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_half_closes() {
+    const COUNT: usize = 20;
+    let server = serve(|mut peer| async move {
+        peer.until_close().await?;
+        peer.send(&wire::close(4000, "", false)).await?;
+        peer.tcp.shutdown().await
+    })
+    .await;
+    let envoy = all_modes(server, Setup::new(Mode::Filter)).await;
+    let mut answered = Vec::new();
+    for address in [envoy.entry(1), envoy.entry(2), envoy.entry(3), server] {
+        let mut count = 0;
+        for _ in 0..COUNT {
+            let mut client = Peer::open(address).await;
+            client.send(&wire::close(4000, "", true)).await.expect("open");
+            client.tcp.shutdown().await.expect("open");
+            count += usize::from(client.finish(false).await.close == Some(4000));
+        }
+        answered.push(count);
+    }
+    println!("answered of {COUNT}: filter, baseline, default, direct {answered:?}");
+    assert_eq!(answered[3], COUNT);
+    assert!(no_more_than(answered[2], answered[0], COUNT), "{answered:?}");
+}
+
+/// The filter on the inner proxy alone, and a server that does not wait: the outer proxy is still in its delayed close when
+/// the inner one has ended. The code arrives; the end is RST. docs/limits.md says: the outermost proxy first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_filter_behind_a_default_proxy() {
+    const COUNT: usize = 10;
+    let server = serve(|mut peer| async move {
+        sleep(20 * MS).await;
+        peer.send(&wire::close(4321, "", false)).await?;
+        peer.tcp.shutdown().await?;
+        peer.until_close().await.map(drop)
+    })
+    .await;
+    let inner = Setup::new(Mode::Filter).start(server).await;
+    let outer = Setup::new(Mode::Default).start(inner.address()).await;
+    let defaults = Setup::new(Mode::Default).hops(2).start(server).await;
+    for (what, address) in [("filter inside", outer.address()), ("two defaults", defaults.entry(2))]
+    {
+        let clients = (0..COUNT).map(|_| async {
+            let mut client = Peer::open(address).await;
+            client.finish(true).await
+        });
+        let seen = futures_util::future::join_all(clients).await;
+        assert!(seen.iter().all(|seen| seen.close == Some(4321)), "{seen:?}");
+        let reset = seen.iter().filter(|seen| seen.reset).count();
+        let took = seen.iter().map(|seen| seen.took).max().expect("some");
+        println!("{what}: RST in {reset} of {COUNT}, the last after {took:?}");
+    }
+}

@@ -18,8 +18,16 @@ use ws_clean_close_core::counter::{Counter, ACTIVE, HANDSHAKE_MS};
 const KINDS: &str = "md|rs|yaml|yml|json|toml|js|mjs|html|svg|png|wasm|sh|mod";
 
 /// Names in camel case that are neither the filter's nor in Istio's CRDs: Istio's programs, annotations and mesh
-/// configuration, a function of Envoy's, a browser's API, Envoy Gateway's and Kuma's fields.
+/// configuration, a function of Envoy's, a browser's API; Envoy Gateway's and Kuma's fields.
 const FOREIGN: [&str; 18] = [
+    "delayedCloseTimeout",
+    "drainTimeout",
+    "enableEnvoyPatchPolicy",
+    "failOpen",
+    "httpFilter",
+    "mergeGateways",
+    "mergeType",
+    "networkFilter",
     "configDir",
     "drainDuration",
     "proxyMetadata",
@@ -30,14 +38,6 @@ const FOREIGN: [&str; 18] = [
     "userVolume",
     "userVolumeMount",
     "wasClean",
-    "delayedCloseTimeout",
-    "drainTimeout",
-    "enableEnvoyPatchPolicy",
-    "failOpen",
-    "httpFilter",
-    "mergeGateways",
-    "mergeType",
-    "networkFilter",
 ];
 
 /// What looks like a file of the project's and is none.
@@ -216,12 +216,15 @@ impl Page {
         ));
         for found in file.find_iter(&text) {
             let name = found.as_str().trim_end_matches(['.', '/']);
-            // Part of a pattern such as `src/*.rs`, a path on somebody's own machine, Envoy's source.
+            // Part of a pattern such as `src/*.rs`, a path on somebody's own machine, Envoy's source,
+            // Envoy's names.
             let rest = &text[found.end()..];
             let foreign = [".cc", ".h", ".proto"].iter().any(|kind| name.ends_with(kind));
             if rest.starts_with(['*', '{', '…', '<'])
                 || name.starts_with(['/', '-'])
                 || foreign
+                || name.contains("envoy.extensions.")
+                || name == "envoy.wasm"
                 || FOREIGN_FILES.contains(&name)
             {
                 continue;

@@ -1,11 +1,11 @@
-//! The core closes through an entry of a proxy, wherever its configuration comes from.
+//! The core closes through a proxy, wherever its configuration comes from.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::closing::{plan, IMMEDIATE, SERVER_CODE};
+use crate::closing::IMMEDIATE;
 use crate::server::{path, Behaviour};
 use crate::{Client, Ending, Plan, Transport};
 
@@ -23,11 +23,12 @@ impl Entry {
     /// # Panics
     /// Where no WebSocket can be opened.
     pub async fn close(self, behaviour: Behaviour, by_server: bool) -> Ending {
-        let path = path(behaviour, by_server, SERVER_CODE);
+        let path = path(behaviour, by_server, 4321);
         let client = Client::open_at(self.address, self.transport, self.host, &path).await;
         let client = client.unwrap_or_else(|e| panic!("{self:?}, {behaviour:?}: {e}"));
+        let plan = if by_server { Plan::default() } else { Plan::close(4000) };
         let (distance, patience) = (Duration::from_millis(1), Duration::from_secs(6));
-        client.run(&Plan { distance, patience, ..plan(by_server) }).await
+        client.run(&Plan { distance, patience, ..plan }).await
     }
 
     /// Every behaviour of a server, whoever begins: the code, immediate, and clean where there is a Close frame.
@@ -55,7 +56,7 @@ impl Entry {
                 let ending = self.close(behaviour, by_server).await;
                 let what = format!("{self:?}, {behaviour:?}, by server: {by_server}: {ending:?}");
                 assert_eq!((ending.code(), ending.is_clean()), (code, clean), "{what}");
-                assert!(ending.after < IMMEDIATE, "{what}");
+                assert!(ending.is_immediate(), "{what}");
             }
         }
     }
@@ -86,7 +87,7 @@ impl Entry {
     /// Where one is not so.
     pub async fn immediate(self) -> (f64, f64) {
         let range = self.clean_closes().await;
-        assert!(range.1 < IMMEDIATE.as_secs_f64() * 1000.0, "{self:?}: {range:?}");
+        assert!(range.1 < IMMEDIATE.as_millis() as f64, "{self:?}: {range:?}");
         range
     }
 
