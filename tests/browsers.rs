@@ -78,22 +78,48 @@ async fn the_fault() {
 /// With the baseline it is lost again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sending_client_never_loses_the_code() {
+    const COUNT: usize = 25;
     let server = Server::start().await;
     let mut browser = Browser::start(Kind::Chromium);
     let path = format!("{}&after=60", path(Behaviour::FinWithoutWaiting, true, 4321));
     let sending = Closing::Sending(100, 5);
     for hops in [1, 2] {
         let envoy = filter(server.address, hops).await;
-        let closes = browser.closes(&url(envoy.address(), &path), &sending, 50);
+        let closes = browser.closes(&url(envoy.address(), &path), &sending, COUNT);
         let lost = closes.iter().filter(|c| c.code != 4321).count();
         let clean = closes.iter().filter(|c| c.was_clean).count();
-        println!("filter, {hops} hops: code lost in {lost} of 50, clean in {clean}");
+        println!("filter, {hops} hops: code lost in {lost} of {COUNT}, clean in {clean}");
         assert_eq!(lost, 0, "{closes:?}");
     }
     let envoy = Setup::new(Mode::Baseline).start(server.address).await;
-    let closes = browser.closes(&url(envoy.address(), &path), &sending, 50);
+    let closes = browser.closes(&url(envoy.address(), &path), &sending, COUNT);
     let lost = closes.iter().filter(|c| c.code == 1006).count();
-    println!("baseline, 1 hop: code lost in {lost} of 50");
+    println!("baseline, 1 hop: code lost in {lost} of {COUNT}");
+}
+
+/// One message, and the server refuses with Close frame and FIN together: the code, at once, and as clean as with the
+/// baseline but for chance.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_asks_and_is_refused() {
+    const ROUNDS: usize = 4;
+    const COUNT: usize = 10;
+    let server = Server::start().await;
+    let mut browser = Browser::start(Kind::Chromium);
+    let path = format!("{}&after=20", path(Behaviour::FinWithoutWaiting, true, 4403));
+    let filter = filter(server.address, 1).await;
+    let baseline = Setup::new(Mode::Baseline).start(server.address).await;
+    let mut clean = [0; 2];
+    for _ in 0..ROUNDS {
+        for (envoy, clean) in [&filter, &baseline].into_iter().zip(&mut clean) {
+            let closes = browser.closes(&url(envoy.address(), &path), &Closing::Asking, COUNT);
+            assert!(closes.iter().all(|c| c.code == 4403 && c.ms < 500.0), "{closes:?}");
+            *clean += closes.iter().filter(|c| c.was_clean).count();
+        }
+    }
+    let [filter, baseline] = clean;
+    println!("clean of {}: filter {filter}, baseline {baseline}", ROUNDS * COUNT);
+    // Three standard deviations of the difference of two fair coins.
+    assert!(baseline.saturating_sub(filter) < 14, "{filter}, {baseline}");
 }
 
 /// The answer that a client was owed, and a code for the clients of a server that died.

@@ -36,13 +36,14 @@ page.on('pageerror', (error) => complaints.push(String(error)));
 const jobs = {
   // Opens WebSockets in the sample's client page and tells how they closed. `close`: absent, the
   // server closes; "plain", close(); a number, close(number). `send`: [bytes, milliseconds], a client
-  // that goes on sending.
+  // that goes on sending; `ask`: one that sends one message.
   async closes(job) {
     if (page.url() !== job.page) await page.goto(job.page);
-    return page.evaluate(async ({ url, count, atOnce, close, send }) => {
+    return page.evaluate(async ({ url, count, atOnce, close, send, ask }) => {
       const whenOpen = (socket) => {
         if (close === 'plain') setTimeout(() => socket.close(), 20);
         else if (close) setTimeout(() => socket.close(close), 20);
+        if (ask) socket.send('may I?');
         if (send) {
           const [bytes, every] = send;
           const message = new Uint8Array(bytes);

@@ -43,6 +43,8 @@ pub enum Closing {
     ByServer,
     /// Waits for the server's close, sending so many bytes every so many milliseconds.
     Sending(usize, u32),
+    /// Sends one message and waits for the server's close.
+    Asking,
     /// `close()`.
     Plain,
     /// `close(code)`.
@@ -123,6 +125,7 @@ impl Browser {
         match closing {
             Closing::ByServer => {}
             Closing::Sending(bytes, every) => job["send"] = json!([bytes, every]),
+            Closing::Asking => job["ask"] = json!(true),
             Closing::Plain => job["close"] = json!("plain"),
             Closing::Code(code) => job["close"] = json!(code),
         }
