@@ -179,7 +179,8 @@ fn judge(plan: &Plan, modes: &[Life; 5]) -> Result<(), String> {
     // But for a client that does not look for input all the time, and has sent too little for a rhythm.
     let looks_away = plan.client.looks_after > 1 || plan.client.pause.is_some();
     let ended = filter.proxies.iter().filter_map(|proxy| proxy.ended_at).min();
-    let fourth = 3 * plan.client.every + plan.delays.iter().sum::<Time>();
+    // A rhythm is three steps, of at least 5 ms each (`activity.rs`).
+    let fourth = 3 * plan.client.every.max(5000) + plan.delays.iter().sum::<Time>();
     let for_long = plan.client.pause.is_some_and(|(_, time)| time > 900_000);
     let unforeseen = for_long || looks_away && ended.is_some_and(|at| at < fourth);
     if !acted && !unforeseen {
