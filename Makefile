@@ -19,7 +19,7 @@ help:
 	@echo "  make test         format, lint and all tests on real Envoys, servers and browsers"
 	@echo "  make simulate     LIVES=1000000 simulated WebSockets in virtual time"
 	@echo "  make mutants      changes each rule and expects a test to fail (20 minutes)"
-	@echo "  make fuzz         each fuzz target for ten minutes"
+	@echo "  make fuzz         each fuzz target, and a hostile host, for ten minutes"
 	@echo "  make soak         2,000 WebSockets coming and going for half an hour"
 	@echo "  make interop      every library against every other, into docs/interop.md (5 minutes)"
 	@echo "  make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
@@ -154,7 +154,7 @@ interop: tools
 soak: tools
 	cargo test --test stress -- --ignored --nocapture soak
 
-# Core; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
+# Core, and the module under a hostile host; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
 fuzz: tools
 	@scripts/fuzz
 
