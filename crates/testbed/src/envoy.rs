@@ -773,6 +773,17 @@ impl Envoy {
         self.stat(&format!("wasmcustom.{name}"))
     }
 
+    /// How many closes have waited for a timer so far: for Envoy's `delayed_close_timeout`, or for one of the filter's
+    /// limits. What a busy machine makes late is not among them.
+    pub fn timers_expired(&self) -> u64 {
+        let stats = self.stats();
+        let timers = stats.iter().filter(|(name, _)| {
+            name.ends_with(".downstream_cx_delayed_close_timeout")
+                || name.starts_with("wasmcustom.websocket.timeout.")
+        });
+        timers.map(|(_, count)| count).sum()
+    }
+
     /// What Envoy has written to its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("envoy.log")).unwrap_or_default()
