@@ -127,7 +127,7 @@ async fn quiet_clients_of_servers_that_do_not_wait() {
     const NEARBY: usize = 50;
     let server = Server::start().await;
     // In one process, as the scheduler treats two of them differently.
-    let beside = vec![Setup::new(Mode::Filter)];
+    let beside = vec![Setup::new(Mode::Filter).patient()];
     let envoy = Setup { beside, ..Setup::new(Mode::Baseline) }.start(server.address).await;
     let [baseline, filter] = [1, 2].map(|listener| envoy.entry(listener));
     // Pairs in which FIN came with the one and RST with the other, and with both.

@@ -57,7 +57,7 @@ async fn at_once(envoy: &Envoy, count: usize) -> Vec<Ending> {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand() {
     let server = Server::start().await;
-    let envoy = Setup::new(Mode::Filter).hops(2).start(server.address).await;
+    let envoy = Setup::new(Mode::Filter).hops(2).patient().start(server.address).await;
     let endings = at_once(&envoy, 2000).await;
     let unclean: Vec<_> = endings.iter().filter(|e| !e.is_clean()).collect();
     assert!(unclean.is_empty(), "{} unclean, such as {}", unclean.len(), unclean[0]);
@@ -77,7 +77,8 @@ async fn two_thousand() {
 async fn in_one_moment() {
     const COUNT: usize = 3000;
     let server = Server::start().await;
-    let envoy = Setup { workers: 1, ..Setup::new(Mode::Filter) }.start(server.address).await;
+    let setup = Setup { workers: 1, ..Setup::new(Mode::Filter) };
+    let envoy = setup.patient().start(server.address).await;
     for by_server in [true, false] {
         let path = if by_server { "/waits?by=server&told=1" } else { "/waits?by=client" };
         let mut clients = Vec::new();
