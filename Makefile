@@ -4,7 +4,7 @@
 MODULE := target/wasm32-wasip1/release/ws_clean_close.wasm
 
 .PHONY: help demo demo-page test test-istio test-envoy-gateway test-matrix lint wasm probe image release sbom table picture page-picture
-.PHONY: interop soak fuzz audit advisories clean simulate mutants crds
+.PHONY: interop load soak fuzz audit advisories clean simulate mutants crds
 .PHONY: bench bench-compare bench-report bench-scanner bench-scanner-baseline
 .DEFAULT_GOAL := help
 
@@ -19,9 +19,10 @@ help:
 	@echo "  make test         format, lint and all tests on real Envoys, servers and browsers"
 	@echo "  make simulate     LIVES=1000000 simulated WebSockets in virtual time"
 	@echo "  make mutants      changes each rule and expects a test to fail (20 minutes)"
-	@echo "  make fuzz         each fuzz target for ten minutes"
+	@echo "  make fuzz         each fuzz target, and a hostile host, for ten minutes"
 	@echo "  make soak         2,000 WebSockets coming and going for half an hour"
-	@echo "  make interop      every library against every other, into docs/interop.md (5 minutes)"
+	@echo "  make load         20,000 WebSockets on two workers, a tenth of them closing each second (7 minutes)"
+	@echo "  make interop      libraries against each other, and applications, into docs/interop.md (15 minutes)"
 	@echo "  make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
 	@echo "  make test-istio   the manifests through Istio's own control plane and tools (needs Go)"
 	@echo "  make test-envoy-gateway  the same through Envoy Gateway (needs Go and root)"
@@ -152,14 +153,18 @@ sbom:
 	$(call need,cargo,install rustup from https://rustup.rs)
 	@scripts/sbom
 
-# Everybody's WebSocket: measures and writes the table in docs/interop.md.
+# Everybody's WebSocket: measures and writes the tables in docs/interop.md. SERVERS=Jetty,ws: these alone, and no table.
 interop: tools
-	cargo test --test interop -- --ignored --nocapture
+	cargo test --no-fail-fast --test interop --test applications -- --ignored --nocapture
+
+# LOAD_SECONDS: how long they come and go. WEBSOCKETS: how many at most.
+load: tools
+	cargo test --test load -- --ignored --nocapture
 
 soak: tools
 	cargo test --test stress -- --ignored --nocapture soak
 
-# Core; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
+# Core, and the module under a hostile host; cargo-fuzz is not needed. scripts/fuzz 60 scanner: one, for a minute.
 fuzz: tools
 	@scripts/fuzz
 

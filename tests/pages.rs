@@ -18,8 +18,9 @@ use ws_clean_close_core::counter::{Counter, ACTIVE, HANDSHAKE_MS};
 const KINDS: &str = "md|rs|yaml|yml|json|toml|js|mjs|html|svg|png|wasm|sh|mod";
 
 /// Names in camel case that are neither the filter's nor in Istio's CRDs: Istio's programs, annotations and mesh
-/// configuration, a function of Envoy's, a browser's API; Envoy Gateway's and Kuma's fields.
-const FOREIGN: [&str; 18] = [
+/// configuration, a function of Envoy's, a browser's API; Envoy Gateway's and Kuma's fields; a
+/// library's option.
+const FOREIGN: [&str; 19] = [
     "delayedCloseTimeout",
     "drainTimeout",
     "enableEnvoyPatchPolicy",
@@ -35,13 +36,15 @@ const FOREIGN: [&str; 18] = [
     "meshConfig",
     "nativeSidecar",
     "onEvent",
+    "shouldRetry",
     "userVolume",
     "userVolumeMount",
     "wasClean",
 ];
 
 /// What looks like a file of the project's and is none.
-const FOREIGN_FILES: [&str; 2] = ["Node.js", "kubernetes/customresourcedefinitions.gen.yaml"];
+const FOREIGN_FILES: [&str; 3] =
+    ["MQTT.js", "Node.js", "kubernetes/customresourcedefinitions.gen.yaml"];
 
 /// The project's files, relative to its root.
 static FILES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {

@@ -211,6 +211,7 @@ fn dependabot_knows_every_list() {
                 "npm" => "package.json",
                 "gomod" => "go.mod",
                 "pip" => "requirements.txt",
+                "maven" => "pom.xml",
                 "docker" => "Dockerfile",
                 "github-actions" => ".github/workflows/ci.yml",
                 other => panic!("{other}"),
@@ -227,7 +228,8 @@ fn dependabot_knows_every_list() {
     };
     for file in String::from_utf8_lossy(&listed.stdout).lines() {
         let name = file.rsplit('/').next().expect("a name");
-        let list = ["package.json", "go.mod", "requirements.txt", "Dockerfile", "Cargo.lock"];
+        let list =
+            ["package.json", "go.mod", "requirements.txt", "pom.xml", "Dockerfile", "Cargo.lock"];
         if list.contains(&name) && file != PINNED {
             let path = fetch::root().join(file.replace("Cargo.lock", "Cargo.toml"));
             assert!(known.contains(&path), "dependabot does not look after {file}");

@@ -104,6 +104,7 @@ async fn without_the_filter(mode: Mode, delay: f64) {
             }
         }
     }
+    assert_eq!(envoy.timers_expired() > 0, delay > 0.0);
 }
 
 /// The fault is there: without it the table above would prove nothing.
@@ -122,36 +123,51 @@ async fn baseline() {
 /// FIN as reliably as with the baseline, and always where the client is a millisecond away.
 #[tokio::test(flavor = "multi_thread")]
 async fn quiet_clients_of_servers_that_do_not_wait() {
-    const COUNT: usize = 200;
+    const COUNT: usize = 600;
     const NEARBY: usize = 50;
     let server = Server::start().await;
-    let baseline = Setup::new(Mode::Baseline).start(server.address).await;
-    let filter = Setup::new(Mode::Filter).start(server.address).await;
-    let mut fins = [0; 2];
+    // In one process, as the scheduler treats two of them differently.
+    let beside = vec![Setup::new(Mode::Filter).patient()];
+    let envoy = Setup { beside, ..Setup::new(Mode::Baseline) }.start(server.address).await;
+    let [baseline, filter] = [1, 2].map(|listener| envoy.entry(listener));
+    // Pairs in which FIN came with the one and RST with the other, and with both.
+    let (mut only_baseline, mut only_filter, mut both) = (0, 0, 0);
     // In turns: a busy moment of the machine is nobody's.
-    for _ in 0..COUNT {
-        for (envoy, fins) in [&baseline, &filter].into_iter().zip(&mut fins) {
-            let ending = close(envoy.address(), Behaviour::FinWithoutWaiting, true).await;
+    for n in 0..COUNT {
+        let mut fins = [false; 2];
+        for turn in [n % 2, (n + 1) % 2] {
+            let address = [baseline, filter][turn];
+            let ending = close(address, Behaviour::FinWithoutWaiting, true).await;
             assert_eq!(ending.code(), SERVER_CODE, "{ending:?}");
-            assert!(ending.is_immediate(), "{ending:?}");
-            *fins += usize::from(ending.end == End::Fin);
+            fins[turn] = ending.end == End::Fin;
+        }
+        match fins {
+            [true, false] => only_baseline += 1,
+            [false, true] => only_filter += 1,
+            [true, true] => both += 1,
+            [false, false] => {}
         }
     }
     let mut clean = 0;
     for _ in 0..NEARBY {
         let path = path(Behaviour::FinWithoutWaiting, true, SERVER_CODE);
         let plan = Plan { distance: Duration::from_millis(1), ..Plan::default() };
-        let ending = run(filter.address(), &path, &plan).await;
+        let ending = run(filter, &path, &plan).await;
         assert_eq!(ending.code(), SERVER_CODE, "{ending:?}");
-        assert!(ending.is_immediate(), "{ending:?}");
         clean += usize::from(ending.is_clean());
     }
+    assert_eq!(envoy.timers_expired(), 0);
     // All, unless a busy machine stops Envoy for that millisecond between its `write` and its `close`.
     assert!(clean >= NEARBY * 9 / 10, "{clean} of {NEARBY} a millisecond away");
-    let [baseline, filter] = fins;
-    println!("FIN in {baseline} (baseline) and {filter} (filter) of {COUNT}");
-    // Seen: 116 to 135, and 139 to 152. How soon a client on the same machine answers is the scheduler's choice.
-    assert!(filter + COUNT / 5 >= baseline);
+    println!(
+        "FIN in {} (baseline) and {} (filter) of {COUNT}",
+        both + only_baseline,
+        both + only_filter
+    );
+    // Whether FIN or RST is the scheduler's choice, on a busy machine in three of four closes RST. If the filter were no
+    // worse, this would fail once in 30,000 runs: four standard deviations of a fair coin.
+    let deviation = f64::from(only_baseline + only_filter).sqrt();
+    assert!(f64::from(only_baseline - only_filter) <= 4.0 * deviation);
 }
 
 /// TLS to the client and between the hops.

@@ -57,13 +57,12 @@ async fn at_once(envoy: &Envoy, count: usize) -> Vec<Ending> {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand() {
     let server = Server::start().await;
-    let envoy = Setup::new(Mode::Filter).hops(2).start(server.address).await;
+    let envoy = Setup::new(Mode::Filter).hops(2).patient().start(server.address).await;
     let endings = at_once(&envoy, 2000).await;
     let unclean: Vec<_> = endings.iter().filter(|e| !e.is_clean()).collect();
     assert!(unclean.is_empty(), "{} unclean, such as {}", unclean.len(), unclean[0]);
     // On a busy machine the closes queue behind each other; none waits for a timer.
-    let late = endings.iter().filter(|e| e.ms() > 900.0).count();
-    assert_eq!(late, 0);
+    assert_eq!(envoy.timers_expired(), 0);
     assert_eq!(envoy.metric("websocket.upgrades"), 4000);
     assert_eq!(envoy.metric("websocket.closed.clean"), 4000);
     assert_eq!(envoy.metric("websocket.initiator.server"), 4000);
@@ -78,7 +77,8 @@ async fn two_thousand() {
 async fn in_one_moment() {
     const COUNT: usize = 3000;
     let server = Server::start().await;
-    let envoy = Setup { workers: 1, ..Setup::new(Mode::Filter) }.start(server.address).await;
+    let setup = Setup { workers: 1, ..Setup::new(Mode::Filter) };
+    let envoy = setup.patient().start(server.address).await;
     for by_server in [true, false] {
         let path = if by_server { "/waits?by=server&told=1" } else { "/waits?by=client" };
         let mut clients = Vec::new();
@@ -90,13 +90,14 @@ async fn in_one_moment() {
         let plan = Plan { patience: Duration::from_secs(30), ..plan(by_server) };
         let all = tokio::spawn(async move { run_all(clients, &plan).await });
         server.close_all();
-        let mut late = 0;
+        let mut latest = 0.0_f64;
         for ending in all.await.expect("a close does not panic") {
             assert!(ending.is_clean(), "{ending:?}");
-            late += usize::from(ending.ms() > 900.0);
+            latest = latest.max(ending.ms());
         }
-        println!("by the server: {by_server}; {late} of {COUNT} ended 900 ms late");
-        // A busy machine may take its time over them; but the module lives, and the next is immediate.
+        println!("by the server: {by_server}; the latest of {COUNT} after {latest:.0} ms");
+        // A busy machine may take its time over them; but none waits for a timer, and the next is immediate.
+        assert_eq!(envoy.timers_expired(), 0);
         let log = envoy.log();
         assert!(!log.contains("[error][wasm]"), "{log}");
         let after = at_once(&envoy, 1).await;

@@ -5,7 +5,10 @@
 //! Not in it, as no Envoy does it: callbacks for contexts that were never created or are gone (the SDK
 //! panics on an unknown context), and bytes longer than the memory that was asked for them.
 //!
-//! `CALLBACKS=10000000`, `SEED=7` as environment variables.
+//! As environment variables: `CALLBACKS=10000000`, or `HOSTILE_SECONDS=600` for seeds that no run had before;
+//! `SEED=7` for that one alone. Each seed is a VM and 2,000 callbacks, always the same.
+
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use scripted_host::{Body, Compiled, Mood, Vm};
@@ -159,23 +162,45 @@ fn live(compiled: &Compiled, seed: u64, callbacks: u64) -> Result<usize, String>
     Ok(vm.memory_len())
 }
 
-#[test]
-fn a_hostile_host() {
-    let compiled = Compiled::new(&testbed::fetch::module()).expect("the module");
-    let each = 2000;
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("CALLBACKS").unwrap_or(1_000_000).div_ceil(each),
-    };
-    let mut largest = 0;
-    for seed in seeds {
-        match live(&compiled, seed, each) {
-            Ok(memory) => largest = largest.max(memory),
-            Err(what) => panic!(
-                "SEED={seed} cargo test -p scripted-host --test hostile -- --nocapture:\n{what}"
-            ),
+/// Says how to run this seed again, however it failed.
+struct Replay(u64);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let seed = self.0;
+            eprintln!(
+                "again: SEED={seed} cargo test -p scripted-host --test hostile -- --nocapture"
+            );
         }
     }
-    println!("the module's memory: at most {largest} bytes");
-    assert!(largest < 16 << 20);
+}
+
+#[test]
+fn a_hostile_host() {
+    const EACH: u64 = 2000;
+    let compiled = Compiled::new(&testbed::fetch::module()).expect("the module");
+    let end =
+        number("HOSTILE_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let seeds = match (number("SEED"), end) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(_)) => fastrand::u64(1 << 32..1 << 52)..u64::MAX,
+        (None, None) => 0..number("CALLBACKS").unwrap_or(1_000_000).div_ceil(EACH),
+    };
+    let first = seeds.start;
+    let (mut largest, mut lived) = (0, 0);
+    for seed in seeds {
+        if end.is_some_and(|end| Instant::now() >= end) {
+            break;
+        }
+        let _replay = Replay(seed);
+        let memory = live(&compiled, seed, EACH).unwrap_or_else(|what| panic!("{what}"));
+        largest = largest.max(memory);
+        lived += 1;
+    }
+    let callbacks = lived * EACH;
+    println!(
+        "{callbacks} callbacks, seeds from {first}; the module's memory: at most {largest} bytes"
+    );
+    assert!(callbacks > 0 && largest < 16 << 20);
 }

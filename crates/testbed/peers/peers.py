@@ -1,15 +1,16 @@
-"""Python peers: `peers.py serve|connect websockets|aiohttp|uvicorn`; what is asked of them is said in
-../src/peers.rs."""
+"""Python peers: `peers.py serve websockets|aiohttp|uvicorn|hypercorn|daphne|tornado` and
+`peers.py connect websockets|aiohttp|tornado`; what is asked of them is said in ../src/peers.rs."""
 
 import asyncio
 import json
+import signal
+import socket as sockets
 import ssl
 import sys
 import time
 
 import aiohttp
 import aiohttp.web
-import uvicorn
 import websockets
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
@@ -66,17 +67,23 @@ async def serve_aiohttp(port, *files):
     await asyncio.Event().wait()
 
 
+async def application(scope, receive, send):
+    """For the ASGI servers."""
+    if scope["type"] != "websocket":
+        raise NotImplementedError
+    await receive()
+    await send({"type": "websocket.accept"})
+    say("opened")
+    if scope["path"] != "/client":
+        await asyncio.sleep(PAUSE)
+        await send({"type": "websocket.close", "code": CODE, "reason": REASON})
+    while (event := await receive())["type"] != "websocket.disconnect":
+        pass
+    say(f"closed {scope['path']} {event.get('code')}")
+
+
 async def serve_uvicorn(port, *files):
-    async def application(scope, receive, send):
-        assert scope["type"] == "websocket"
-        await receive()
-        await send({"type": "websocket.accept"})
-        say("opened")
-        if scope["path"] == "/server":
-            await asyncio.sleep(PAUSE)
-            await send({"type": "websocket.close", "code": CODE, "reason": REASON})
-        while (await receive())["type"] != "websocket.disconnect":
-            pass
+    import uvicorn
 
     config = uvicorn.Config(application, port=port, lifespan="off", log_level="warning")
     if files:
@@ -87,6 +94,83 @@ async def serve_uvicorn(port, *files):
         await asyncio.sleep(0.01)
     say(f"listening on {server.servers[0].sockets[0].getsockname()[1]}")
     await serving
+
+
+async def serve_hypercorn(port, *files):
+    import hypercorn.asyncio
+    import hypercorn.config
+
+    listener = sockets.create_server(("127.0.0.1", port))
+    config = hypercorn.config.Config()
+    config.bind = [f"fd://{listener.fileno()}"]
+    config.loglevel = "ERROR"
+    if files:
+        config.certfile, config.keyfile = files
+        config.alpn_protocols = ["http/1.1"]
+    say(f"listening on {listener.getsockname()[1]}")
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await hypercorn.asyncio.serve(application, config, shutdown_trigger=stop.wait)
+
+
+def serve_daphne(port):
+    """Not a coroutine: it brings an event loop of its own."""
+    import daphne.server
+
+    def ready():
+        say(f"listening on {server.listening_addresses[0][1]}")
+
+    endpoint = f"tcp:port={port}:interface=127.0.0.1"
+    server = daphne.server.Server(application, endpoints=[endpoint], ready_callable=ready, verbosity=0)
+    server.run()
+
+
+async def serve_tornado(port, *files):
+    import tornado.httpserver
+    import tornado.web
+    import tornado.websocket
+
+    class Handler(tornado.websocket.WebSocketHandler):
+        def check_origin(self, origin):
+            return True
+
+        async def open(self, path):
+            say("opened")
+            if path == "server":
+                await asyncio.sleep(PAUSE)
+                self.close(CODE, REASON)
+
+        def on_message(self, message):
+            pass
+
+        def on_close(self):
+            say(f"closed {self.request.path} {self.close_code or 1006}")
+
+    listener = sockets.create_server(("127.0.0.1", port))
+    listener.setblocking(False)
+    application = tornado.web.Application([("/(.*)", Handler)])
+    server = tornado.httpserver.HTTPServer(application, ssl_options=identity(*files))
+    server.add_sockets([listener])
+    say(f"listening on {listener.getsockname()[1]}")
+    await asyncio.Event().wait()
+
+
+async def connect_tornado(url, code):
+    import tornado.httpclient
+    import tornado.websocket
+
+    request = tornado.httpclient.HTTPRequest(url, validate_cert=False)
+    socket = await tornado.websocket.websocket_connect(request)
+    begun = time.monotonic()
+    if code:
+        await asyncio.sleep(PAUSE)
+        begun = time.monotonic()
+        socket.close(code)
+    while await socket.read_message() is not None:
+        pass
+    ms = (time.monotonic() - begun) * 1000
+    seen = socket.close_code or 1006
+    return closed(seen, socket.close_reason, seen != 1006, ms)
 
 
 async def connect_websockets(url, code):
@@ -135,7 +219,7 @@ def closed(code, reason, clean, ms):
 
 
 async def drive(library):
-    one = {"websockets": connect_websockets, "aiohttp": connect_aiohttp}[library]
+    one = globals()[f"connect_{library}"]
     while line := await asyncio.to_thread(sys.stdin.readline):
         job = json.loads(line)
         try:
@@ -147,7 +231,9 @@ async def drive(library):
 
 
 role, library, *rest = sys.argv[1:]
-if role == "serve":
-    asyncio.run(globals()[f"serve_{library}"](int(rest[0]), *rest[1:]))
-else:
+if role == "connect":
     asyncio.run(drive(library))
+elif library == "daphne":
+    serve_daphne(int(rest[0]))
+else:
+    asyncio.run(globals()[f"serve_{library}"](int(rest[0]), *rest[1:]))

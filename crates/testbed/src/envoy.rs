@@ -102,6 +102,8 @@ pub struct Setup {
     pub drain_seconds: u32,
     /// Connections to each upstream; Envoy's own limit is 1,024, which a test of 2,000 closes meets.
     pub max_connections: u32,
+    /// Ejects a host after five failures in a row, as Istio's outlierDetection would.
+    pub outlier_detection: bool,
     /// What Envoy does with a module that has trapped.
     pub failure_policy: &'static str,
     /// Where the listeners are bound, and the address at which they are reached.
@@ -142,6 +144,7 @@ impl Setup {
             listeners_from_file: false,
             drain_seconds: 600,
             max_connections: 100_000,
+            outlier_detection: true,
             failure_policy: "FAIL_OPEN",
             bind: Ipv4Addr::LOCALHOST,
             reach: Ipv4Addr::LOCALHOST,
@@ -160,6 +163,11 @@ impl Setup {
             map.insert(key.to_owned(), value.into());
         }
         self
+    }
+
+    /// With limits that no busy machine meets: where one expires ([`Envoy::timers_expired`]), something has hung.
+    pub fn patient(self) -> Self {
+        self.with("closeHandshakeTimeout", "60s").with("tcpCloseTimeout", "30s")
     }
 
     /// Starts it in front of `server`.
@@ -427,8 +435,7 @@ impl Setup {
                 "max_connections": self.max_connections, "max_pending_requests": self.max_connections,
                 "max_requests": 100_000,
             }]},
-            // As Istio's outlierDetection sets it: five failures in a row.
-            "outlier_detection": { "consecutive_5xx": 5, "max_ejection_percent": 100 },
+            "outlier_detection": self.outlier_detection.then(|| json!({ "consecutive_5xx": 5, "max_ejection_percent": 100 })),
         });
         if if hop > 1 { self.http2_between } else { self.http2_upstream } {
             cluster["typed_extension_protocol_options"] = json!({
@@ -776,6 +783,17 @@ impl Envoy {
     /// A metric of the filter, by its name without `wasmcustom.`.
     pub fn metric(&self, name: &str) -> u64 {
         self.stat(&format!("wasmcustom.{name}"))
+    }
+
+    /// How many closes have waited for a timer so far: for Envoy's `delayed_close_timeout`, or for one of the filter's
+    /// limits. What a busy machine makes late is not among them.
+    pub fn timers_expired(&self) -> u64 {
+        let stats = self.stats();
+        let timers = stats.iter().filter(|(name, _)| {
+            name.ends_with(".downstream_cx_delayed_close_timeout")
+                || name.starts_with("wasmcustom.websocket.timeout.")
+        });
+        timers.map(|(_, count)| count).sum()
     }
 
     /// What Envoy has written to its log.

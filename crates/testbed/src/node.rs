@@ -17,23 +17,28 @@ pub fn folder() -> &'static Path {
     FOLDER.get_or_init(|| {
         let source = fetch::root().join("crates/testbed/node");
         let folder = fetch::folder_for("node", &[&source.join("package-lock.json")]);
-        once(&folder, &folder.join("node_modules/.package-lock.json"), "npm packages", || {
-            for file in ["package.json", "package-lock.json"] {
-                fs::copy(source.join(file), folder.join(file))
-                    .expect("the testbed's folder is writable");
-            }
-            let npm = on_path("npm").expect("no npm: install Node.js 20 or later with npm");
-            // Without scripts: no package fetches a browser of its own.
-            run(Command::new(npm)
-                .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
-                .current_dir(&folder));
-        });
+        npm_ci(&source, &folder);
         for file in ["browser.mjs", "peers.mjs", "upload.mjs"] {
             install(&source.join(file), &folder.join(file));
         }
         install(&fetch::root().join("examples/sample-app/ws.js"), &folder.join("ws.cjs"));
         folder
     })
+}
+
+/// Installs what the lock file of `source` names into `folder`.
+fn npm_ci(source: &Path, folder: &Path) {
+    once(folder, &folder.join("node_modules/.package-lock.json"), "npm packages", || {
+        for file in ["package.json", "package-lock.json"] {
+            fs::copy(source.join(file), folder.join(file))
+                .expect("the testbed's folder is writable");
+        }
+        let npm = on_path("npm").expect("no npm: install Node.js 20 or later with npm");
+        // Without scripts: no package fetches a browser of its own.
+        run(Command::new(npm)
+            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
+            .current_dir(folder));
+    });
 }
 
 /// Copies a script to where Node finds the packages. Other processes may be reading it.
@@ -49,6 +54,28 @@ pub fn node(script: &str) -> Command {
     let node = on_path("node").expect("no node: install Node.js 20 or later");
     let mut command = Command::new(node);
     command.arg(script).current_dir(folder());
+    command
+}
+
+/// The folder into which `crates/testbed/peers/node/package.json` has been installed.
+fn peers() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let source = fetch::root().join("crates/testbed/peers/node");
+        let folder = fetch::folder_for("node-peers", &[&source.join("package-lock.json")]);
+        npm_ci(&source, &folder);
+        for file in ["applications.mjs", "peers.mjs"] {
+            install(&source.join(file), &folder.join(file));
+        }
+        folder
+    })
+}
+
+/// `node` with a script of `crates/testbed/peers/node`.
+pub fn peer(script: &str) -> Command {
+    let node = on_path("node").expect("no node: install Node.js 20 or later");
+    let mut command = Command::new(node);
+    command.arg(script).current_dir(peers());
     command
 }
 

@@ -1,7 +1,7 @@
 //! WebSocket peers in their own languages. A server says `listening on PORT`, and `opened` for each
 //! WebSocket; it closes it with 4321 "bye" on `/server`, so too on `/fin-without-waiting` but without waiting for
-//! the answer, and leaves the closing to the client on `/client`. Its last
-//! arguments are the port and, for TLS, a certificate and its key. A client is driven as a browser is:
+//! the answer, and leaves the closing to the client on `/client`. Those that report a status of their own say
+//! `closed PATH CODE`. Its last arguments are the port and, for TLS, a certificate and its key. A client is driven as a browser is:
 //! a JSON job a line, `{url, close, count}`, and for each an answer `{closes: [...]}`.
 
 use std::fs;
@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::{json, Value};
 
@@ -19,61 +19,212 @@ use crate::fetch::{self, on_path, once, run};
 use crate::{node, tls};
 
 /// A library, in its own language.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Library {
     /// Node.
     Ws,
+    /// Node.
+    WebsocketNode,
+    /// Node; a client only.
+    Undici,
     /// Python.
     Websockets,
     /// Python.
     Aiohttp,
     /// Python; a server only.
     Uvicorn,
+    /// Python; a server only.
+    Hypercorn,
+    /// The same, with HTTP/2 between the proxy and it.
+    HypercornHttp2,
+    /// Python; a server only.
+    Daphne,
+    /// Python.
+    Tornado,
     /// Go.
     Gorilla,
     /// Go.
     Coder,
+    /// Go; a server only.
+    Gobwas,
+    /// Go; a server only.
+    X,
+    /// Java; a server only.
+    Jetty,
+    /// Java; a server only.
+    Undertow,
+    /// Java; a server only.
+    Tomcat,
+    /// Java; a client only.
+    JavaNetHttp,
+    /// Java; a client only.
+    Okhttp,
+}
+
+/// What a library is written in, and needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ecosystem {
+    Node,
+    Python,
+    Go,
+    Java,
+}
+
+impl Ecosystem {
+    /// Whether it can be had here: Go and Java are not on every machine. A notice, once, if not.
+    pub fn is_here(self) -> bool {
+        static JAVA: OnceLock<bool> = OnceLock::new();
+        match self {
+            Self::Node | Self::Python => true,
+            Self::Go => fetch::go().is_some(),
+            Self::Java => *JAVA.get_or_init(|| {
+                let here = ["java", "javac", "mvn"].into_iter().all(|name| on_path(name).is_some());
+                if !here {
+                    fetch::notice(
+                        "SKIPPED what needs Java: install a JDK 17 or later and Maven \
+                         (Debian: apt-get install default-jdk-headless maven)",
+                    );
+                }
+                here
+            }),
+        }
+    }
 }
 
 impl Library {
-    pub const ALL: [Self; 6] =
-        [Self::Ws, Self::Websockets, Self::Aiohttp, Self::Uvicorn, Self::Gorilla, Self::Coder];
+    pub const SERVERS: [Self; 16] = [
+        Self::Ws,
+        Self::WebsocketNode,
+        Self::Websockets,
+        Self::Aiohttp,
+        Self::Uvicorn,
+        Self::Hypercorn,
+        Self::HypercornHttp2,
+        Self::Daphne,
+        Self::Tornado,
+        Self::Gorilla,
+        Self::Coder,
+        Self::Gobwas,
+        Self::X,
+        Self::Jetty,
+        Self::Undertow,
+        Self::Tomcat,
+    ];
+    pub const CLIENTS: [Self; 10] = [
+        Self::Ws,
+        Self::WebsocketNode,
+        Self::Undici,
+        Self::Websockets,
+        Self::Aiohttp,
+        Self::Tornado,
+        Self::Gorilla,
+        Self::Coder,
+        Self::JavaNetHttp,
+        Self::Okhttp,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Ws => "ws",
+            Self::WebsocketNode => "websocket-node",
+            Self::Undici => "undici",
             Self::Websockets => "websockets",
             Self::Aiohttp => "aiohttp",
             Self::Uvicorn => "uvicorn",
+            Self::Hypercorn => "Hypercorn",
+            Self::HypercornHttp2 => "Hypercorn over HTTP/2",
+            Self::Daphne => "Daphne",
+            Self::Tornado => "Tornado",
             Self::Gorilla => "gorilla/websocket",
             Self::Coder => "coder/websocket",
+            Self::Gobwas => "gobwas/ws",
+            Self::X => "x/net",
+            Self::Jetty => "Jetty",
+            Self::Undertow => "Undertow",
+            Self::Tomcat => "Tomcat",
+            Self::JavaNetHttp => "java.net.http",
+            Self::Okhttp => "OkHttp",
         }
     }
 
-    /// Whether it can be had here; Go is not on every machine.
-    pub fn is_here(self) -> bool {
-        !matches!(self, Self::Gorilla | Self::Coder) || on_path("go").is_some()
+    pub fn ecosystem(self) -> Ecosystem {
+        match self {
+            Self::Ws | Self::WebsocketNode | Self::Undici => Ecosystem::Node,
+            Self::Websockets | Self::Aiohttp | Self::Uvicorn | Self::Tornado | Self::Daphne => {
+                Ecosystem::Python
+            }
+            Self::Hypercorn | Self::HypercornHttp2 => Ecosystem::Python,
+            Self::Gorilla | Self::Coder | Self::Gobwas | Self::X => Ecosystem::Go,
+            Self::Jetty | Self::Undertow | Self::Tomcat => Ecosystem::Java,
+            Self::JavaNetHttp | Self::Okhttp => Ecosystem::Java,
+        }
+    }
+
+    /// Whether the proxy speaks HTTP/2 to this server.
+    pub fn takes_http2(self) -> bool {
+        self == Self::HypercornHttp2
+    }
+
+    /// Whether the peer of this library serves over TLS.
+    pub fn serves_tls(self) -> bool {
+        !matches!(self, Self::HypercornHttp2 | Self::Daphne) && self.ecosystem() != Ecosystem::Java
+    }
+
+    /// Whether the server's peer reports the status that its library gives it.
+    pub fn reports_status(self) -> bool {
+        matches!(
+            self,
+            Self::WebsocketNode | Self::Tornado | Self::Jetty | Self::Undertow | Self::Tomcat
+        )
     }
 
     fn command(self, role: &str) -> Command {
-        let name = self.name().split('/').next().unwrap_or_default();
-        match self {
-            Self::Ws => {
+        // As the peers call it.
+        let name = match self {
+            Self::WebsocketNode => "websocket",
+            Self::HypercornHttp2 => "hypercorn",
+            _ => self.name().split('/').next().unwrap_or_default(),
+        };
+        let arguments = [role, &name.to_lowercase()];
+        match self.ecosystem() {
+            Ecosystem::Node if self == Self::Ws => {
                 let mut command = node::node("peers.mjs");
                 command.arg(role);
                 command
             }
-            Self::Websockets | Self::Aiohttp | Self::Uvicorn => {
+            Ecosystem::Node => {
+                let mut command = node::peer("peers.mjs");
+                command.args(arguments);
+                command
+            }
+            Ecosystem::Python => {
                 let mut command = Command::new(fetch::python());
                 command
                     .env("PYTHONPATH", python_packages())
                     .arg(fetch::root().join("crates/testbed/peers/peers.py"))
-                    .args([role, name]);
+                    .args(arguments);
                 command
             }
-            Self::Gorilla | Self::Coder => {
+            Ecosystem::Go => {
                 let mut command = Command::new(go_peer());
-                command.args([role, name]);
+                command.args(arguments);
+                command
+            }
+            Ecosystem::Java => {
+                let folder = java_peer();
+                let classes = format!("{0}/classes:{0}/jars/*", folder.display());
+                let mut command = Command::new("java");
+                // Quick to start, and small: what is measured is not Java.
+                command
+                    .args([
+                        "-XX:TieredStopAtLevel=1",
+                        "-XX:+UseSerialGC",
+                        "-Xmx256m",
+                        "-cp",
+                        &classes,
+                    ])
+                    .arg("Peer")
+                    .args(arguments);
                 command
             }
         }
@@ -105,10 +256,33 @@ fn go_peer() -> PathBuf {
         let folder = fetch::folder_for("go", &[&files[0], &files[1]]);
         let peer = folder.join("peer");
         once(&folder, &peer, "Go modules", || {
-            let go = on_path("go").expect("no go: install Go 1.23 or later from https://go.dev");
+            let go = fetch::go().expect("asked for only where Go is");
             run(Command::new(go).current_dir(source).args(["build", "-o"]).arg(&peer).arg("."));
         });
         peer
+    })
+    .clone()
+}
+
+/// The Java peer, compiled from its source, in `classes`, and what it needs in `jars`.
+fn java_peer() -> PathBuf {
+    static PEER: OnceLock<PathBuf> = OnceLock::new();
+    PEER.get_or_init(|| {
+        let source = fetch::root().join("crates/testbed/peers/java");
+        let [pom, peer] = ["pom.xml", "Peer.java"].map(|name| source.join(name));
+        let folder = fetch::folder_for("java", &[&pom, &peer]);
+        once(&folder, &folder.join("classes/Peer.class"), "Java archives", || {
+            let jars = folder.join("jars");
+            run(Command::new("mvn")
+                .args(["--quiet", "--batch-mode", "dependency:copy-dependencies", "--file"])
+                .arg(pom)
+                .arg(format!("-DoutputDirectory={}", jars.display())));
+            run(Command::new("javac")
+                .args(["-nowarn", "-cp", &format!("{}/*", jars.display()), "-d"])
+                .arg(folder.join("classes"))
+                .arg(peer));
+        });
+        folder
     })
     .clone()
 }
@@ -118,6 +292,7 @@ pub struct Serving {
     process: Child,
     pub address: SocketAddr,
     opened: Arc<AtomicUsize>,
+    statuses: Arc<Mutex<Vec<(String, u16)>>>,
 }
 
 impl Serving {
@@ -145,19 +320,37 @@ impl Serving {
         let port: u16 = port.unwrap_or_else(|| panic!("{} said {line:?}", library.name()));
         let opened = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&opened);
+        let statuses = Arc::new(Mutex::new(Vec::new()));
+        let reported = Arc::clone(&statuses);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 if line == "opened" {
                     count.fetch_add(1, Relaxed);
                 }
+                let status = line.strip_prefix("closed ").and_then(|rest| rest.split_once(' '));
+                if let Some((path, code)) = status {
+                    let status = (path.to_owned(), code.parse().unwrap_or(1006));
+                    reported.lock().expect("no panic while locked").push(status);
+                }
             }
         });
-        Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)), opened }
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Self { process, address, opened, statuses }
     }
 
     /// How many WebSockets have been opened to it.
     pub fn opened(&self) -> usize {
         self.opened.load(Relaxed)
+    }
+
+    /// The request's path and the status that its library reported for each WebSocket that has ended since the last call.
+    pub fn take_statuses(&self) -> Vec<(String, u16)> {
+        std::mem::take(&mut self.statuses.lock().expect("no panic while locked"))
+    }
+
+    /// How many statuses there are to be taken.
+    pub fn statuses(&self) -> usize {
+        self.statuses.lock().expect("no panic while locked").len()
     }
 
     /// Tells it to stop (SIGTERM).

@@ -1,4 +1,4 @@
-// Go peers: `peer serve|connect gorilla|coder`; what is asked of them is said in ../../src/peers.rs.
+// Go peers: `peer serve gorilla|coder|gobwas|x` and `peer connect gorilla|coder`; what is asked of them is said in ../../src/peers.rs.
 package main
 
 import (
@@ -15,7 +15,10 @@ import (
 	"time"
 
 	coder "github.com/coder/websocket"
+	"github.com/gobwas/ws"
+	"github.com/gobwas/ws/wsutil"
 	gorilla "github.com/gorilla/websocket"
+	xnet "golang.org/x/net/websocket"
 )
 
 const (
@@ -73,6 +76,47 @@ func serveCoder(w http.ResponseWriter, r *http.Request) {
 	for err == nil {
 		_, _, err = conn.Read(context.Background())
 	}
+}
+
+// It has frames and no closing handshake of its own: this is what its examples do.
+func serveGobwas(w http.ResponseWriter, r *http.Request) {
+	conn, _, _, err := ws.UpgradeHTTP(r, w)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	fmt.Println("opened")
+	if r.URL.Path != "/client" {
+		time.Sleep(pause)
+		ws.WriteFrame(conn, ws.NewCloseFrame(ws.NewCloseFrameBody(code, reason)))
+		return
+	}
+	for err == nil {
+		// Answers the client's Close frame.
+		_, _, err = wsutil.ReadClientData(conn)
+	}
+	var closing wsutil.ClosedError
+	if errors.As(err, &closing) {
+		fmt.Println("closed", r.URL.Path, int(closing.Code))
+	} else {
+		fmt.Println("closed", r.URL.Path, 1006)
+	}
+}
+
+// Ends TCP right behind its Close frame, and answers every code with 1000.
+func serveX(w http.ResponseWriter, r *http.Request) {
+	handler := func(conn *xnet.Conn) {
+		fmt.Println("opened")
+		if r.URL.Path != "/client" {
+			time.Sleep(pause)
+			conn.WriteClose(code)
+			return
+		}
+		var message []byte
+		for xnet.Message.Receive(conn, &message) == nil {
+		}
+	}
+	xnet.Server{Handler: handler}.ServeHTTP(w, r)
 }
 
 func connectGorilla(j job) (closed, error) {
@@ -173,6 +217,10 @@ func main() {
 		serve(serveGorilla)
 	case "serve coder":
 		serve(serveCoder)
+	case "serve gobwas":
+		serve(serveGobwas)
+	case "serve x":
+		serve(serveX)
 	case "connect gorilla":
 		connect(connectGorilla)
 	case "connect coder":
