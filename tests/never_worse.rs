@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
-use testbed::closing::IMMEDIATE;
+use testbed::closing::{no_more_than, IMMEDIATE};
 use testbed::{http2, wire, Envoy, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -155,17 +155,12 @@ async fn all_modes(server: SocketAddr, setup: Setup) -> Envoy {
     Setup { beside, ..setup }.start(server).await
 }
 
-/// So many that one is no worse than the other but by chance: three standard deviations.
-fn no_more_than(count: usize, other: usize, of: usize) -> bool {
-    let (count, other, of) = (count as f64, other as f64, of as f64);
-    let share = (count + other) / (2.0 * of);
-    count - other <= 3.0 * (2.0 * of * share * (1.0 - share)).sqrt()
-}
-
 #[test]
 fn chance() {
-    assert!(no_more_than(0, 0, 60) && no_more_than(60, 60, 60) && no_more_than(30, 25, 60));
-    assert!(!no_more_than(20, 2, 60) && !no_more_than(40, 10, 60) && !no_more_than(12, 0, 60));
+    let differ = |by: [usize; 6]| by.map(|one| (one, 5));
+    assert!(no_more_than(&[(0, 0); 6]) && no_more_than(&[(10, 10); 6]));
+    assert!(no_more_than(&differ([9, 2, 7, 3, 8, 4])) && no_more_than(&differ([0, 1, 0, 0, 2, 1])));
+    assert!(!no_more_than(&differ([9, 10, 9, 8, 10, 9])) && !no_more_than(&[(10, 0); 6]));
 }
 
 /// The client closes; the server works off what it was sent, acknowledging each message, and answers
@@ -383,7 +378,9 @@ async fn closes<const N: usize>(
 /// The server sends its Close frame, and FIN a little later. The client is on the proxy's machine.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_closes_tcp_soon_behind_its_close_frame() {
-    const COUNT: usize = 60;
+    const ROUNDS: usize = 6;
+    const COUNT: usize = 10;
+    let mut all = Vec::new();
     for gap in [0, 300, 1000, 3000].map(Duration::from_micros) {
         let server = serve(move |mut peer| async move {
             sleep(20 * MS).await;
@@ -396,21 +393,40 @@ async fn a_server_that_closes_tcp_soon_behind_its_close_frame() {
             peer.until_close().await.map(drop)
         })
         .await;
-        let envoy = all_modes(server, Setup::new(Mode::Filter)).await;
-        let both = [envoy.entry(1), envoy.entry(2)];
-        let [(filter, took), (baseline, baseline_took)] = closes(both, COUNT, false, 4321).await;
-        println!(
-            "gap {gap:?}: RST in {filter} of {COUNT}, baseline {baseline}; p50 {took:?}, {baseline_took:?}"
-        );
-        assert!(no_more_than(filter, baseline, COUNT), "{filter}, {baseline}");
-        assert!(took < IMMEDIATE);
+        let rounds = in_turn(server, 1, ROUNDS, COUNT, false, 4321).await;
+        println!("gap {gap:?}: RST of {COUNT}, filter and baseline: {rounds:?}");
+        all.extend(rounds);
     }
+    assert!(no_more_than(&all), "{all:?}");
+}
+
+/// Rounds with an Envoy of their own each: in how many closes of each the filter's clients, and the baseline's, were reset.
+/// Immediate, all of them.
+async fn in_turn(
+    server: SocketAddr,
+    hops: usize,
+    rounds: usize,
+    count: usize,
+    asks: bool,
+    code: u16,
+) -> Vec<(usize, usize)> {
+    let mut seen = Vec::new();
+    for _ in 0..rounds {
+        let filter = Setup::new(Mode::Filter).hops(hops).start(server).await;
+        let baseline = Setup::new(Mode::Baseline).hops(hops).start(server).await;
+        let both = [filter.address(), baseline.address()];
+        let [(filter, took), (baseline, _)] = closes(both, count, asks, code).await;
+        assert!(took < IMMEDIATE, "{took:?}");
+        seen.push((filter, baseline));
+    }
+    seen
 }
 
 /// The client sends one message, and the server refuses it with Close and FIN together.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_refused() {
-    const COUNT: usize = 40;
+    const ROUNDS: usize = 6;
+    const COUNT: usize = 10;
     let server = serve(|mut peer| async move {
         peer.next().await?;
         peer.send(&wire::close(4403, "", false)).await?;
@@ -418,16 +434,10 @@ async fn a_request_that_is_refused() {
         peer.until_close().await.map(drop)
     })
     .await;
-    let envoy = all_modes(server, Setup::new(Mode::Filter).hops(2)).await;
-    let baseline = Setup::new(Mode::Baseline).hops(2).start(server).await;
     for hops in [1, 2] {
-        let both = [envoy.entry(hops), baseline.entry(hops)];
-        let [(filter, took), (other, other_took)] = closes(both, COUNT, true, 4403).await;
-        println!(
-            "{hops} hops: RST in {filter} of {COUNT}, baseline {other}; {took:?}, {other_took:?}"
-        );
-        assert!(no_more_than(filter, other, COUNT), "{hops} hops: {filter}, {other}");
-        assert!(took < IMMEDIATE, "{took:?}");
+        let rounds = in_turn(server, hops, ROUNDS, COUNT, true, 4403).await;
+        println!("{hops} hops: RST of {COUNT}, filter and baseline: {rounds:?}");
+        assert!(no_more_than(&rounds), "{rounds:?}");
     }
 }
 
@@ -458,7 +468,8 @@ async fn a_server_that_half_closes() {
         }
     }
     println!("the server sees 1006 of {COUNT}: filter, baseline {seen:?}");
-    assert!(no_more_than(seen[0], seen[1], COUNT), "{seen:?}");
+    // Nearly all, in every mode.
+    assert!(seen[0] <= seen[1] + COUNT / 10, "{seen:?}");
 }
 
 /// Data behind the server's Close frame, more than the buffers hold: the server gets its answer.
@@ -805,7 +816,8 @@ async fn a_client_that_half_closes() {
     }
     println!("answered of {COUNT}: filter, baseline, default, direct {answered:?}");
     assert_eq!(answered[3], COUNT);
-    assert!(no_more_than(answered[2], answered[0], COUNT), "{answered:?}");
+    // Chance, and seldom: by default too nearly none is answered.
+    assert!(answered[2] <= answered[0] + COUNT / 4, "{answered:?}");
 }
 
 /// The filter on the inner proxy alone, and a server that does not wait: the outer proxy is still in its delayed close when

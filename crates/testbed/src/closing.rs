@@ -89,3 +89,15 @@ pub async fn until_within(
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// Whether one count is no larger than another but by chance, over rounds that each had a proxy of its own: four standard
+/// errors of the mean difference. Which core a connection's threads are on decides many a race for as long as a
+/// process lives, so that counts within a round are not independent.
+pub fn no_more_than(rounds: &[(usize, usize)]) -> bool {
+    let count = rounds.len() as f64;
+    let differences: Vec<f64> =
+        rounds.iter().map(|&(one, other)| one as f64 - other as f64).collect();
+    let mean = differences.iter().sum::<f64>() / count;
+    let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    mean <= 4.0 * (variance / count).sqrt()
+}
