@@ -18,7 +18,7 @@ pub fn folder() -> &'static Path {
         let source = fetch::root().join("crates/testbed/node");
         let folder = fetch::folder_for("node", &[&source.join("package-lock.json")]);
         npm_ci(&source, &folder);
-        for file in ["browser.mjs", "peers.mjs", "upload.mjs"] {
+        for file in ["browser.mjs", "peer.mjs", "peers.mjs", "upload.mjs"] {
             install(&source.join(file), &folder.join(file));
         }
         install(&fetch::root().join("examples/sample-app/ws.js"), &folder.join("ws.cjs"));
@@ -51,9 +51,13 @@ fn install(from: &Path, to: &Path) {
 
 /// `node` with a script of the folder.
 pub fn node(script: &str) -> Command {
+    script_in(folder(), script)
+}
+
+fn script_in(folder: &Path, script: &str) -> Command {
     let node = on_path("node").expect("no node: install Node.js 20 or later");
     let mut command = Command::new(node);
-    command.arg(script).current_dir(folder());
+    command.arg(script).current_dir(folder);
     command
 }
 
@@ -67,16 +71,15 @@ fn peers() -> &'static Path {
         for file in ["applications.mjs", "peers.mjs"] {
             install(&source.join(file), &folder.join(file));
         }
+        let shared = fetch::root().join("crates/testbed/node/peer.mjs");
+        install(&shared, &folder.join("peer.mjs"));
         folder
     })
 }
 
 /// `node` with a script of `crates/testbed/peers/node`.
 pub fn peer(script: &str) -> Command {
-    let node = on_path("node").expect("no node: install Node.js 20 or later");
-    let mut command = Command::new(node);
-    command.arg(script).current_dir(peers());
-    command
+    script_in(peers(), script)
 }
 
 /// The sample application's server, Node `ws`. Ends when dropped.

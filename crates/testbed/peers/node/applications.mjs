@@ -2,20 +2,13 @@
 // ends in its application's own way upon SIGTERM. A client is given a JSON job a line, `{url, event, count}`; it says
 // `opened` when all are open, and then `{reports: [[text, ms], ...]}`: what the application reported of each, whether it
 // came back or gave up, and when the first was reported.
-import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
 import { createWebSocketStream, WebSocket, WebSocketServer } from 'ws';
+import { listen, PAUSE } from './peer.mjs';
 
-const PAUSE = 20;
 // So often bytes pass, so often does the client try again, and so long is it given, in milliseconds.
 const [PING, RETRY, PATIENCE] = [300, 200, 8000];
 const [role, application, port] = process.argv.slice(2);
-
-function listen(listener) {
-  listener.listen(Number(port), '127.0.0.1', () => {
-    console.log(`listening on ${listener.address().port}`);
-  });
-}
 
 function uponTerm(end) {
   process.on('SIGTERM', async () => {
@@ -27,12 +20,10 @@ function uponTerm(end) {
 const servers = {
   async 'socket.io'() {
     const { Server } = await import('socket.io');
-    const listener = createServer();
-    const server = new Server(listener, { pingInterval: PING });
+    const server = new Server(listen(port), { pingInterval: PING });
     server.on('connection', (socket) => {
       if (socket.handshake.auth.event === 'server closes') setTimeout(() => socket.disconnect(true), PAUSE);
     });
-    listen(listener);
     uponTerm(() => server.close());
   },
 
@@ -45,29 +36,25 @@ const servers = {
       query: new GraphQLObjectType({ name: 'Query', fields: { hello: { type: GraphQLString } } }),
       subscription: new GraphQLObjectType({ name: 'Subscription', fields: { news: field } }),
     });
-    const listener = createServer();
-    const server = new WebSocketServer({ server: listener });
+    const server = new WebSocketServer({ server: listen(port) });
     const codes = { '/server-refuses': [4400, 'Bad Request'], '/server-closes': [1012, 'restart'] };
     server.on('connection', (socket, request) => {
       const code = codes[request.url];
       if (code) setTimeout(() => socket.close(...code), PAUSE + PING);
     });
     const { dispose } = useServer({ schema }, server);
-    listen(listener);
     uponTerm(dispose);
   },
 
   async mqtt() {
     const { Aedes } = await import('aedes');
     const broker = await Aedes.createBroker();
-    const listener = createServer();
-    const server = new WebSocketServer({ server: listener });
+    const server = new WebSocketServer({ server: listen(port) });
     server.on('connection', (socket, request) => broker.handle(createWebSocketStream(socket), request));
     broker.on('clientReady', (client) => {
       if (client.id.startsWith('server-closes')) setTimeout(() => client.close(), PAUSE);
     });
     broker.on('clientError', () => {});
-    listen(listener);
     uponTerm(() => new Promise((resolve) => broker.close(resolve)));
   },
 };

@@ -1,21 +1,12 @@
 // Node peers: `peers.mjs serve websocket` and `peers.mjs connect websocket|undici`; what is asked of them is said in
 // ../../src/peers.rs.
-import { readFileSync } from 'node:fs';
-import { createServer } from 'node:http';
-import { createServer as createTlsServer } from 'node:https';
-import { createInterface } from 'node:readline';
+import { CODE, connect, listen, PAUSE, REASON, watch } from './peer.mjs';
 
-const [CODE, REASON, PAUSE] = [4321, 'bye', 20];
 const [role, library, port, cert, key] = process.argv.slice(2);
 
 async function serve() {
   const { default: websocket } = await import('websocket');
-  const options = cert && { cert: readFileSync(cert), key: readFileSync(key) };
-  const listener = cert ? createTlsServer(options) : createServer();
-  const server = new websocket.server({ httpServer: listener });
-  listener.listen(Number(port), '127.0.0.1', () => {
-    console.log(`listening on ${listener.address().port}`);
-  });
+  const server = new websocket.server({ httpServer: listen(port, cert, key) });
   server.on('request', (request) => {
     const path = request.resource;
     const connection = request.accept(null, request.origin);
@@ -55,31 +46,9 @@ async function connectWebsocket() {
 async function connectUndici() {
   const { Agent, WebSocket } = await import('undici');
   const dispatcher = new Agent({ connect: { rejectUnauthorized: false } });
-  return (url, code) =>
-    new Promise((resolve) => {
-      const socket = new WebSocket(url, { dispatcher });
-      let begun = performance.now();
-      socket.onopen = () => {
-        begun = performance.now();
-        if (!code) return;
-        setTimeout(() => {
-          begun = performance.now();
-          socket.close(code);
-        }, PAUSE);
-      };
-      socket.onerror = () => {};
-      socket.onclose = ({ code, reason, wasClean }) =>
-        resolve({ code, reason, wasClean, ms: performance.now() - begun });
-    });
+  return (url, code) => watch(new WebSocket(url, { dispatcher }), code);
 }
 
-async function connect() {
-  const watch = await { websocket: connectWebsocket, undici: connectUndici }[library]();
-  for await (const line of createInterface({ input: process.stdin })) {
-    const { url, close, count } = JSON.parse(line);
-    const closes = await Promise.all(Array.from({ length: count }, () => watch(url, close)));
-    console.log(JSON.stringify({ closes }));
-  }
-}
+const clients = { websocket: connectWebsocket, undici: connectUndici };
 
-await { serve, connect }[role]();
+await { serve, connect: async () => connect(await clients[library]()) }[role]();
