@@ -9,11 +9,10 @@ use serde_json::{json, Value};
 use testbed::closing::{open, run_all};
 use testbed::http2::Connection as Http2;
 use testbed::http3::Connection;
-use testbed::server::{path, Behaviour};
+use testbed::server::{self, path, Behaviour, UPGRADE};
 use testbed::streams::{is_documented, scenarios, PATIENCE};
 use testbed::{wire, Client, Envoy, Mode, Plan, Server, Setup};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
 
 fn filter() -> Setup {
     Setup { quic: true, ..Setup::new(Mode::Filter) }
@@ -239,21 +238,11 @@ async fn a_code_behind_much_data() {
 
 /// A server that sends 1 MB, its Close frame and FIN, and reads on.
 async fn much_data_and_no_waiting() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        while let Ok((mut tcp, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                wire::read_head(&mut tcp).await?;
-                let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\
-                            connection: Upgrade\r\nsec-websocket-accept: x\r\n\r\n";
-                tcp.write_all(head.as_bytes()).await?;
-                tcp.write_all(&wire::message(&vec![b'x'; 1 << 20], false)).await?;
-                tcp.write_all(&wire::close(4321, "", false)).await?;
-                tcp.shutdown().await?;
-                tokio::io::copy(&mut tcp, &mut tokio::io::sink()).await
-            });
-        }
-    });
-    address
+    server::scripted(UPGRADE, |mut tcp, _| async move {
+        tcp.write_all(&wire::message(&vec![b'x'; 1 << 20], false)).await?;
+        tcp.write_all(&wire::close(4321, "", false)).await?;
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp, &mut tokio::io::sink()).await
+    })
+    .await
 }

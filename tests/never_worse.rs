@@ -11,47 +11,32 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::json;
 use testbed::closing::{no_more_than, IMMEDIATE};
+use testbed::server::{self, UPGRADE};
 use testbed::{http2, wire, Envoy, Mode, Server, Setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A server whose 101 has these two headers behind its status, and whose WebSockets do what `life` says.
+/// A server whose 101 has these headers, and whose WebSockets do what `life` says.
 async fn serve_as<F, L>(headers: &'static str, life: F) -> SocketAddr
 where
     F: Fn(Peer) -> L + Clone + Send + 'static,
     L: Future<Output = io::Result<()>> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        while let Ok((mut tcp, _)) = listener.accept().await {
-            let life = life.clone();
-            tokio::spawn(async move {
-                tcp.set_nodelay(true)?;
-                let (_, rest) = wire::read_head(&mut tcp).await?;
-                let head = format!("HTTP/1.1 101 Switching Protocols\r\n{headers}\r\n");
-                tcp.write_all(head.as_bytes()).await?;
-                life(Peer { tcp, frames: wire::Frames::new(&rest) }).await
-            });
-        }
-    });
-    address
+    server::scripted(headers, move |tcp, rest| life(Peer { tcp, frames: wire::Frames::new(&rest) }))
+        .await
 }
-
-const HEADERS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
-                       Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
 
 async fn serve<F, L>(life: F) -> SocketAddr
 where
     F: Fn(Peer) -> L + Clone + Send + 'static,
     L: Future<Output = io::Result<()>> + Send + 'static,
 {
-    serve_as(HEADERS, life).await
+    serve_as(UPGRADE, life).await
 }
 
 /// Either end of a WebSocket.

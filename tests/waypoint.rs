@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde_json::{json, Value};
 use testbed::entry::Entry;
+use testbed::server::{self, UPGRADE};
 use testbed::{envoy, fetch, wire, Client, Mode, Plan, Server, Setup, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 
 /// The three Envoys.
 struct Mesh {
@@ -318,34 +318,23 @@ async fn behind_a_gateway() {
 }
 
 const MUCH: usize = 16_000_000;
-const SWITCHING: &str =
-    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// A server that sends much, and its Close frame and FIN right behind it, without waiting for the answer, or with.
 async fn much(waits: bool) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        while let Ok((mut tcp, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                wire::read_head(&mut tcp).await?;
-                tcp.write_all(SWITCHING.as_bytes()).await?;
-                let (mut read, mut write) = tcp.split();
-                for start in (0..MUCH).step_by(50_000) {
-                    let message = testbed::server::large_bytes(start, 50_000);
-                    write.write_all(&wire::message(&message, false)).await?;
-                }
-                write.write_all(&wire::close(4321, "", false)).await?;
-                if waits {
-                    read.read_u8().await?;
-                }
-                write.shutdown().await?;
-                tokio::io::copy(&mut read, &mut tokio::io::sink()).await
-            });
+    server::scripted(UPGRADE, move |mut tcp, _| async move {
+        let (mut read, mut write) = tcp.split();
+        for start in (0..MUCH).step_by(50_000) {
+            let message = server::large_bytes(start, 50_000);
+            write.write_all(&wire::message(&message, false)).await?;
         }
-    });
-    address
+        write.write_all(&wire::close(4321, "", false)).await?;
+        if waits {
+            read.read_u8().await?;
+        }
+        write.shutdown().await?;
+        tokio::io::copy(&mut read, &mut tokio::io::sink()).await
+    })
+    .await
 }
 
 /// Bytes that do not reach a client that reads 8 MB/s, and whether the Close frame does.

@@ -1,5 +1,6 @@
 //! An upstream whose closing behaviour the request chooses: `/waits?by=server&code=4321`.
 
+use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -26,6 +27,38 @@ pub const TALK: [&[u8]; 2] = [b"and another thing", b"goodbye"];
 /// What a server says right before it closes, where the query has `announce=1`: a page cannot know
 /// that moment otherwise.
 pub const ANNOUNCEMENT: &[u8] = b"closing";
+
+/// The headers of an HTTP/1.1 server's 101 that Envoy asks for.
+pub const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
+                           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+
+/// A server that answers each request with a 101 that has `headers`, such as [`UPGRADE`], and then does what `life` says with
+/// the connection and with what came behind the request. For what no [`Behaviour`] does.
+///
+/// # Panics
+/// If there is no port.
+pub async fn scripted<F, L, T>(headers: &'static str, life: F) -> SocketAddr
+where
+    F: Fn(TcpStream, Vec<u8>) -> L + Clone + Send + 'static,
+    L: Future<Output = io::Result<T>> + Send + 'static,
+    T: Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let life = life.clone();
+            tokio::spawn(async move {
+                tcp.set_nodelay(true)?;
+                let (_, rest) = wire::read_head(&mut tcp).await?;
+                let head = format!("HTTP/1.1 101 Switching Protocols\r\n{headers}\r\n");
+                tcp.write_all(head.as_bytes()).await?;
+                life(tcp, rest).await
+            });
+        }
+    });
+    address
+}
 
 /// How a server closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
