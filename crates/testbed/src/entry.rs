@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::closing::IMMEDIATE;
+use crate::closing::{plan, CLIENT_CODE, IMMEDIATE, SERVER_CODE};
 use crate::server::{path, Behaviour};
 use crate::{Client, Ending, Plan, Transport};
 
@@ -23,12 +23,11 @@ impl Entry {
     /// # Panics
     /// Where no WebSocket can be opened.
     pub async fn close(self, behaviour: Behaviour, by_server: bool) -> Ending {
-        let path = path(behaviour, by_server, 4321);
+        let path = path(behaviour, by_server, SERVER_CODE);
         let client = Client::open_at(self.address, self.transport, self.host, &path).await;
         let client = client.unwrap_or_else(|e| panic!("{self:?}, {behaviour:?}: {e}"));
-        let plan = if by_server { Plan::default() } else { Plan::close(4000) };
         let (distance, patience) = (Duration::from_millis(1), Duration::from_secs(6));
-        client.run(&Plan { distance, patience, ..plan }).await
+        client.run(&Plan { distance, patience, ..plan(by_server) }).await
     }
 
     /// Every behaviour of a server, whoever begins: the code, immediate, and clean where there is a Close frame.
@@ -38,18 +37,18 @@ impl Entry {
     pub async fn core_closes(self) {
         use Behaviour::*;
         for (behaviour, by_server, code, clean) in [
-            (Waits, true, 4321, true),
-            (FinWithoutWaiting, true, 4321, true),
-            (ClosesUnread, true, 4321, true),
-            (Resets, true, 4321, true),
-            (ByteByByte, true, 4321, true),
+            (Waits, true, SERVER_CODE, true),
+            (FinWithoutWaiting, true, SERVER_CODE, true),
+            (ClosesUnread, true, SERVER_CODE, true),
+            (Resets, true, SERVER_CODE, true),
+            (ByteByByte, true, SERVER_CODE, true),
             (FinWithoutClose, true, 1006, false),
             (DiesInFrame, true, 1006, false),
-            (Waits, false, 4000, true),
-            (FinWithoutWaiting, false, 4000, true),
-            (ClosesUnread, false, 4000, true),
-            (Resets, false, 4000, true),
-            (FinWithoutClose, false, 4000, true),
+            (Waits, false, CLIENT_CODE, true),
+            (FinWithoutWaiting, false, CLIENT_CODE, true),
+            (ClosesUnread, false, CLIENT_CODE, true),
+            (Resets, false, CLIENT_CODE, true),
+            (FinWithoutClose, false, CLIENT_CODE, true),
             (DiesInFrame, false, 1006, false),
         ] {
             for _ in 0..4 {
