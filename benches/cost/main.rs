@@ -45,15 +45,9 @@ async fn main() {
     }
     // Sockets by the ten thousand: Envoy inherits this.
     let _ = rlimit::increase_nofile_limit(1 << 17);
-    // A comparison with another module is told and not kept: it is no row of the page.
-    let compares = std::env::var_os("BENCH_BASE").is_some();
     for item in ITEMS.iter().filter(|item| asked.is_empty() || asked.contains(item)) {
         println!("{item}");
         match *item {
-            "floods" if compares => drop(floods::run().await),
-            "pingpong" if compares => drop(pingpong::run().await),
-            "requests" if compares => drop(requests::run().await),
-            "network" if compares => drop(network::run().await),
             "floods" => measure::save(item, &floods::run().await),
             "pingpong" => measure::save(item, &pingpong::run().await),
             "requests" => measure::save(item, &requests::run().await),

@@ -94,9 +94,7 @@ impl Lanes {
         let filter = lanes[1].1.clone();
         let mut lanes: Vec<_> =
             lanes.into_iter().map(|(name, setup)| (name.to_owned(), setup)).collect();
-        let base = std::env::var("BENCH_BASE").unwrap_or_default();
-        for file in base.split(',').filter(|file| !file.is_empty()) {
-            let file = PathBuf::from(file);
+        for file in bases() {
             let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             lanes.push((name, Setup { module: Some(file), ..filter.clone() }));
         }
@@ -235,8 +233,17 @@ fn file(item: &str) -> PathBuf {
     folder.join(format!("{item}.json"))
 }
 
-/// Keeps what an item has found.
+/// Modules to compare with, which `BENCH_BASE` names with a comma between them.
+fn bases() -> Vec<PathBuf> {
+    let files = std::env::var("BENCH_BASE").unwrap_or_default();
+    files.split(',').filter(|file| !file.is_empty()).map(PathBuf::from).collect()
+}
+
+/// Keeps what an item has found; not if it was compared with other modules, which are no rows of the page.
 pub fn save<T: Serialize>(item: &str, found: &T) {
+    if !bases().is_empty() {
+        return;
+    }
     let kept = Kept { machine: Machine::here(), found };
     let json = serde_json::to_string_pretty(&kept).expect("it is JSON");
     std::fs::write(file(item), json).expect("target is writable");
