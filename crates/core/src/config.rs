@@ -32,7 +32,7 @@ pub enum Config {
 pub struct HttpConfig {
     /// False: track, count and log, change nothing.
     pub enforce: bool,
-    /// How long the side that owes an answer to a Close frame may be silent; `None`: no limit.
+    /// How long the side that has to answer a Close frame may be silent; `None`: no limit.
     pub close_handshake_timeout: Option<Duration>,
     /// How long the server may keep TCP open after both Close frames; `None`: no limit.
     pub tcp_close_timeout: Option<Duration>,

@@ -198,6 +198,10 @@ fn errors_name_the_key_and_what_is_allowed() {
         ),
         (r#"{"attach": "http", "drain": {"code": -1}}"#, vec!["`drain.code` is -1"]),
         (r#"{"attach": "http", "drain": {"code": 1000.5}}"#, vec!["`drain.code` is 1000.5"]),
+        (
+            r#"{"attach": "http", "drain": {"code": 999999999999}}"#,
+            vec!["`drain.code` is 999999999999:"],
+        ),
         (r#"{"attach": "http", "drain": {"code": 66536}}"#, vec!["`drain.code` is 66536"]),
         (
             r#"{"attach": "http", "drain": {"code": "1001"}}"#,

@@ -8,8 +8,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use super::{Error, MAX_LIMIT, MAX_REASON_LEN, MIN_DURATION};
 use crate::frame::{Close, CloseCode};
 
-/// JSON as it stands. In the place of serde's derived readers, of `serde_json::Value` and of
-/// `RawValue`: a repeated key is refused, an error can give a key's full name, and neither serde's
+/// JSON as it stands. Instead of serde's derived readers, `serde_json::Value` and `RawValue`: a repeated key is refused, an error can give a key's full name, and neither serde's
 /// words for a wrong type nor the formatting of floats in them come into the module, which together
 /// are a sixth of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,7 +96,11 @@ impl fmt::Display for Value {
             Self::Bool(value) => write!(f, "{value}"),
             Self::Number(value) => {
                 let sign = if *value < 0.0 { "-" } else { "" };
-                write!(f, "{sign}{}", Decimal((value.abs() * 1e9).round() as u64))
+                match value.abs() {
+                    // More than a fraction of billionths can have.
+                    whole if whole >= 1e9 => write!(f, "{sign}{}", whole as u64),
+                    small => write!(f, "{sign}{}", Decimal((small * 1e9).round() as u64)),
+                }
             }
             Self::Text(value) => write!(f, "{value:?}"),
             Self::Array => f.write_str("an array"),
