@@ -1,5 +1,5 @@
 //! What the reports in docs/upstream say of Envoy is so. Should Envoy mend one of these, its test fails,
-//! and the way round it can go.
+//! and the workaround can go.
 
 use std::time::Duration;
 

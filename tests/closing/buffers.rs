@@ -23,7 +23,7 @@ async fn slow_reader() {
     }
 }
 
-/// Small buffers: nothing that is held back overflows them.
+/// Small buffers: nothing overflows them.
 #[tokio::test(flavor = "multi_thread")]
 async fn small_buffers() {
     let server = Server::start().await;

@@ -93,9 +93,9 @@ impl Awaited {
 pub enum UpstreamEnd {
     /// A server that has closed, or that a client had answered: no failure.
     Finished,
-    /// A client that was not answered: it is owed a Close frame.
+    /// The server never answered its client.
     Unanswered,
-    /// A client that the filter has told to close and that has not answered: nothing is owed.
+    /// A client that the filter has told to close and that has not answered: it needs no answer itself.
     Told,
     /// No Close frame of either side.
     Missing,
@@ -195,11 +195,11 @@ impl Handshake {
         }
     }
 
-    /// The Close frame that the client is owed. If it has sent one, the answer to that (RFC 6455
+    /// The answer that the server never gave its client. If the client has sent one, the answer to that (RFC 6455
     /// §5.5.1): its own status code without a reason, an empty one if it gave none, and 1002 if its
     /// payload was not valid. Else that which the filter has sent the server. `None` if there is
     /// neither.
-    pub fn owed_answer(&self) -> Option<Close> {
+    pub fn missing_answer(&self) -> Option<Close> {
         let Some(client) = &self.client else {
             return self.own.as_ref().map(|(_, close)| **close);
         };
@@ -291,27 +291,27 @@ mod tests {
         let mut upstream = Handshake::new();
         upstream.on_own_close(Side::Server, close(1001, "bye"));
         assert_eq!(upstream.discarded(), Some(Side::Client));
-        assert_eq!(upstream.owed_answer(), Some(close(1001, "bye")));
+        assert_eq!(upstream.missing_answer(), Some(close(1001, "bye")));
         upstream.on_close(Side::Client, close(4000, "me too"));
-        assert_eq!(upstream.owed_answer(), Some(close(4000, "")));
+        assert_eq!(upstream.missing_answer(), Some(close(4000, "")));
     }
 
     #[test]
-    fn owed_answers() {
-        let owed = |client| {
+    fn missing_answers() {
+        let missing = |client| {
             let mut handshake = Handshake::new();
             handshake.on_close(Side::Client, client);
-            handshake.owed_answer()
+            handshake.missing_answer()
         };
         let invalid = {
             let mut close = Close::empty();
             close.extend(&[3]);
             close
         };
-        assert_eq!(owed(close(4321, "my reason")), Some(close(4321, "")));
-        assert_eq!(owed(Close::empty()), Some(Close::empty()));
-        assert_eq!(owed(invalid), Some(close(1002, "")));
-        assert_eq!(Handshake::new().owed_answer(), None);
+        assert_eq!(missing(close(4321, "my reason")), Some(close(4321, "")));
+        assert_eq!(missing(Close::empty()), Some(Close::empty()));
+        assert_eq!(missing(invalid), Some(close(1002, "")));
+        assert_eq!(Handshake::new().missing_answer(), None);
     }
 
     #[test]

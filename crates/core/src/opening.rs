@@ -15,7 +15,7 @@ pub enum Upstream {
     /// HTTP/2 or HTTP/3: its end is the end of the stream, and an empty chunk is an empty DATA frame.
     Multiplexed,
     /// The 101 does not show it. If the first chunk is empty, it is HTTP/1.1; else it is taken for
-    /// multiplexed, of which the wrong answer costs a prompt end and the right one a living WebSocket.
+    /// multiplexed, of which the wrong answer costs an immediate end and the right one a living WebSocket.
     Unknown,
 }
 

@@ -222,7 +222,7 @@ impl Scanner {
 }
 
 /// At least `len` bytes; never more than there are, whatever the chunk hands out. Fewer than `len`
-/// are a fault: the scanner would wait for the rest for ever.
+/// are a fault: the scanner would never come to the rest.
 fn read(chunk: &mut impl Chunk, offset: usize, len: usize) -> Result<&[u8], Fault> {
     let available = chunk.len().saturating_sub(offset);
     let bytes = chunk.read(offset, len).filter(|bytes| bytes.len() >= len);

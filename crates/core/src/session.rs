@@ -253,7 +253,7 @@ impl Session {
                 return own.map(|close| close.to_client_frame(mask())).unwrap_or_default();
             }
             Some(Injection::Own(Side::Client)) => own,
-            Some(Injection::Answer) => self.handshake.owed_answer(),
+            Some(Injection::Answer) => self.handshake.missing_answer(),
             Some(Injection::Abnormal) => self.config.abnormal_close,
             None => None,
         };

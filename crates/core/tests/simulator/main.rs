@@ -192,7 +192,7 @@ fn judge(plan: &Plan, modes: &[Life; 5]) -> Result<(), String> {
         check(timed_out || filter.client.received.len() >= most, "bytes to the client are lost")?;
     }
 
-    // 2. Prompt, and as clean as the baseline, but for a client that goes on sending.
+    // 2. Immediate, and as clean as the baseline, but for a client that goes on sending.
     let stood_aside = filter.proxies.iter().any(|proxy| proxy.stood_aside);
     if let (Some((_, at)), Some((_, best)), false) =
         (filter.client.ending, baseline.client.ending, stood_aside || acted || timed_out)
@@ -298,7 +298,7 @@ fn peer(manner: Manner, closes_at: Option<Time>) -> Script {
         pause: None,
         answers_after: 0,
         backlog: 0,
-        talks_on: false,
+        data_after_close: false,
     }
 }
 

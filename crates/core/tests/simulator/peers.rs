@@ -50,7 +50,7 @@ pub struct Script {
     pub answers_after: Time,
     pub backlog: usize,
     /// Sends a message behind its Close frame.
-    pub talks_on: bool,
+    pub data_after_close: bool,
 }
 
 impl Script {
@@ -86,7 +86,7 @@ impl Script {
             pause: (rng.u8(..4) == 0).then(|| (rng.u64(0..1000 * MS), rng.u64(0..3000 * MS))),
             answers_after: if rng.u8(..4) == 0 { rng.u64(0..5000 * MS) } else { 0 },
             backlog: if rng.u8(..6) == 0 { rng.usize(..30) } else { 0 },
-            talks_on: rng.u8(..6) == 0,
+            data_after_close: rng.u8(..6) == 0,
         }
     }
 }
@@ -272,7 +272,7 @@ impl Endpoint {
             manner => {
                 let frame = self.close_frame();
                 self.say(&frame);
-                if self.script.talks_on {
+                if self.script.data_after_close {
                     let message = self.message();
                     self.say(&message);
                 }

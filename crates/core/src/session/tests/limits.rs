@@ -79,7 +79,7 @@ fn a_limit_that_may_not_act() {
     let mut life = Life::open("", HTTP2_DOWNSTREAM);
     life.client(&client_close(1000));
     life.until(12_000);
-    assert_eq!(life.server_ends(), passed(&server_close(1000)), "the answer is still owed");
+    assert_eq!(life.server_ends(), passed(&server_close(1000)), "the answer is still to come");
 }
 
 /// `allow_multiplexed_upstream_half_close`: the stream lives on behind END_STREAM.
