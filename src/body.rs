@@ -13,6 +13,8 @@ pub struct Body {
     len: usize,
     window: Vec<u8>,
     window_at: usize,
+    expects_small_frames: bool,
+    small_frames: bool,
 }
 
 impl Body {
@@ -26,10 +28,28 @@ impl Body {
 
     /// The chunk of `len` bytes in hand, which comes from `side`.
     pub fn new(side: Side, len: usize) -> Self {
-        Self { buffer: buffer_of(side), len, window: Vec::new(), window_at: 0 }
+        Self {
+            buffer: buffer_of(side),
+            len,
+            window: Vec::new(),
+            window_at: 0,
+            expects_small_frames: false,
+            small_frames: false,
+        }
     }
 
-    fn has_small_frames(&self, offset: usize) -> bool {
+    /// With `small`, its frames are taken to be small before they have shown it: one call less.
+    pub fn expecting_small_frames(self, small: bool) -> Self {
+        Self { expects_small_frames: small, ..self }
+    }
+
+    /// Whether headers have been seen to stand near to each other.
+    pub fn has_small_frames(&self) -> bool {
+        self.small_frames
+    }
+
+    /// Whether a header at `offset` stands near to the last one.
+    fn is_near(&self, offset: usize) -> bool {
         !self.window.is_empty() && offset < self.window_at + self.window.len() + Self::NEAR
     }
 }
@@ -46,11 +66,11 @@ impl Chunk for Body {
         let end = self.window_at + self.window.len();
         if offset < self.window_at || offset + len > end {
             let left = self.len.checked_sub(offset)?;
-            let wanted = if left <= Self::SMALL || self.has_small_frames(offset) {
-                Self::WINDOW
-            } else {
-                len
-            };
+            let near = self.is_near(offset);
+            self.small_frames |= near;
+            let first = self.window.is_empty();
+            let copies = near || left <= Self::SMALL || (first && self.expects_small_frames);
+            let wanted = if copies { Self::WINDOW } else { len };
             // First, so that the next one has its memory.
             self.window = Vec::new();
             self.window = host::buffer(self.buffer, offset, wanted.max(len).min(left))?;

@@ -15,14 +15,18 @@ use ws_clean_close_core::{
     Actions, ChunkAction, EarlyData, Link, Opening, Session, Side, Upstream,
 };
 
+use crate::access_log::Fields;
 use crate::body::{self, Body};
 use crate::close_queue::Handle;
+use crate::host;
 use crate::registry::Registry;
 use crate::worker::{self, Waiting, Worker};
-use crate::{access_log, host};
 
 /// Where `jwt_authn` leaves the claim `exp` of a token that it has verified.
 const TOKEN_EXPIRY: &str = "metadata\0filter_metadata\0envoy.filters.http.jwt_authn\0payload\0exp";
+/// After a chunk with small frames so many of the same side are expected to have them too; the next shows
+/// it anew.
+const SMALL_FRAMES: u8 = 16;
 /// `UpstreamConnectionTermination` (UC) in `response.flags` (envoy/stream_info/stream_info.h).
 const UPSTREAM_CONNECTION_TERMINATION: u64 = 0x40;
 
@@ -41,6 +45,10 @@ pub struct WebSocket {
     id: u32,
     worker: Rc<Worker>,
     session: RefCell<Session>,
+    /// How many chunks of the server's, and of the client's, are still expected to have small frames.
+    small_frames: [Cell<u8>; 2],
+    /// What is written of it for the access log.
+    fields: Fields,
     /// How to close its connection.
     handle: Option<Handle>,
     /// When the worker wakes it.
@@ -72,6 +80,8 @@ impl WebSocket {
             id,
             worker: Rc::clone(worker),
             session: RefCell::new(session),
+            small_frames: Default::default(),
+            fields: Fields::default(),
             handle,
             alarm: Cell::new(None),
             drained_by: RefCell::new(Weak::new()),
@@ -87,12 +97,16 @@ impl WebSocket {
 
     /// The next `len` bytes of `side` are in hand.
     pub fn on_data(&self, side: Side, len: usize, end_of_stream: bool) {
-        let actions = self.session.borrow_mut().on_data(
-            side,
-            &mut Body::new(side, len),
-            end_of_stream,
-            worker::now,
-        );
+        let [server, client] = &self.small_frames;
+        let expected = match side {
+            Side::Server => server,
+            Side::Client => client,
+        };
+        let mut body = Body::new(side, len).expecting_small_frames(expected.get() > 0);
+        let actions =
+            self.session.borrow_mut().on_data(side, &mut body, end_of_stream, worker::now);
+        let left = expected.get().saturating_sub(1);
+        expected.set(if body.has_small_frames() { SMALL_FRAMES } else { left });
         // Nearly always, and nothing is asked of the host for it.
         if actions == Actions::default() {
             return;
@@ -119,7 +133,7 @@ impl WebSocket {
         if actions.changed {
             self.set_alarm();
             let session = self.session.borrow();
-            access_log::update(&session);
+            self.fields.update(&session);
             if let (Some(fault), Some(Counter::Untracked)) = (session.fault(), actions.count) {
                 debug!("stream {}: frames not followed any more: {fault}", self.id);
             }

@@ -458,15 +458,8 @@ static METRICS: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
 /// Fields of the access log.
 static FIELDS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let code = read("src/access_log.rs");
-    let field = pattern(r#"set\("([a-z]+)"|"websocket_close_([a-z]+)""#);
-    let name = |found: &regex::Captures| {
-        found.get(1).or(found.get(2)).map(|name| name.as_str().to_owned())
-    };
-    field
-        .captures_iter(&code)
-        .filter_map(|found| name(&found))
-        .map(|name| format!("websocket_close_{name}"))
-        .collect()
+    let field = pattern(r#""(websocket_close_[a-z]+)""#);
+    field.captures_iter(&code).map(|found| found[1].to_owned()).collect()
 });
 
 fn pages() -> impl Iterator<Item = &'static String> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use testbed::{Envoy, Mode, Server, Setup};
 use tokio::task::JoinSet;
 
+use crate::floor::Questions;
 use crate::limits;
 use crate::many::{close, open, possible};
 use crate::measure::amount;
@@ -91,12 +92,19 @@ pub async fn run() -> Vec<Use> {
     let server = Server::start().await;
     let count = possible(amount(10_000, 200));
     let mut found = Vec::new();
-    for (setup, mode) in [("none", Mode::Default), ("filter", Mode::Filter)] {
-        let envoy = Setup { workers: 1, ..Setup::new(mode) }.start(server.address).await;
+    // What Envoy keeps for any two filters, which no module can do anything about.
+    let floor = Questions::for_frames_of(0).setup();
+    let floor = Setup { module: floor.module, ..Setup::new(Mode::Filter) };
+    for (name, setup) in [
+        ("none", Setup::new(Mode::Default)),
+        ("filter", Setup::new(Mode::Filter)),
+        ("floor", floor),
+    ] {
+        let envoy = Setup { workers: 1, ..setup }.start(server.address).await;
         // What is made once is made.
         batch(&envoy, 20).await;
         let mut used = Use {
-            setup: setup.to_owned(),
+            setup: name.to_owned(),
             batch: count,
             before: Memory::of(&envoy),
             clean: 0,
@@ -110,7 +118,7 @@ pub async fn run() -> Vec<Use> {
             used.closed.push(Memory::of(&envoy));
         }
         println!(
-            "  {setup:8} {:.1} KiB a WebSocket ({:.1} resident); after {} the mark × {:.3} ({:.3} resident), \
+            "  {name:8} {:.1} KiB a WebSocket ({:.1} resident); after {} the mark × {:.3} ({:.3} resident), \
              {} clean",
             used.each(|m| m.allocated) / 1024.0,
             used.each(|m| m.resident) / 1024.0,
@@ -121,10 +129,14 @@ pub async fn run() -> Vec<Use> {
         );
         found.push(used);
     }
-    if let [without, with] = &found[..] {
-        let added = with.each(|m| m.allocated) - without.each(|m| m.allocated);
-        let verdict = limits::verdict(added, Some(limits::WEBSOCKET));
-        println!("  the filter adds {added:.0} bytes a WebSocket{verdict}");
+    if let [without, with, floor] = &found[..] {
+        let added = |by: &Use| by.each(|m| m.allocated) - without.each(|m| m.allocated);
+        let verdict = limits::verdict(added(with), Some(limits::WEBSOCKET));
+        println!(
+            "  the filter adds {:.0} bytes a WebSocket, the floor {:.0}{verdict}",
+            added(with),
+            added(floor)
+        );
     }
     found
 }

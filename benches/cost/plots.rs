@@ -271,8 +271,11 @@ fn panel(area: &Area, title: &str, uses: &[Use], of: impl Fn(&Memory) -> f64) {
         }
         line
     };
-    let lines: Vec<(&str, Vec<(f64, f64)>)> =
-        uses.iter().map(|used| (&used.setup[..], line(used))).collect();
+    let lines: Vec<(&str, Vec<(f64, f64)>)> = uses
+        .iter()
+        .filter(|used| used.setup != "floor")
+        .map(|used| (&used.setup[..], line(used)))
+        .collect();
     let points = || lines.iter().flat_map(|(_, line)| line);
     let right = points().fold(1.0_f64, |a, (x, _)| a.max(*x));
     let top = points().fold(1.0_f64, |a, (_, y)| a.max(*y)) * 1.3;

@@ -176,8 +176,12 @@ fn closes(found: &[Closes]) -> String {
 }
 
 fn memory(uses: &[Use]) -> String {
-    let names: Vec<&str> =
-        uses.iter().map(|u| if u.setup == "none" { "without" } else { "with" }).collect();
+    let name = |used: &Use| match &used.setup[..] {
+        "none" => "without",
+        "filter" => "with",
+        _ => "the floor",
+    };
+    let names: Vec<&str> = uses.iter().map(name).collect();
     let row = |what: &str, value: &dyn Fn(&Use) -> String| {
         format!("| {what} | {} |\n", uses.iter().map(value).collect::<Vec<_>>().join(" | "))
     };

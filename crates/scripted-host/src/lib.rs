@@ -394,7 +394,10 @@ fn linker(engine: &Engine, module: &Module) -> Result<Linker<Host>, Error> {
 fn wasi(l: &mut Linker<Host>) -> Result<(), Error> {
     const WASI: &str = "wasi_snapshot_preview1";
     l.func_wrap(WASI, "clock_time_get", |mut c: Ctx, _: u32, _: u64, at: u32| {
-        let now = c.data().now;
+        let host = c.data_mut();
+        // Never refused: the standard library would panic.
+        host.calls.push(("clock_time_get", String::new()));
+        let now = host.now;
         put(&mut c, at, &now.to_le_bytes()).map(|()| 0)
     })?;
     l.func_wrap(WASI, "random_get", |mut c: Ctx, at: u32, len: u32| {

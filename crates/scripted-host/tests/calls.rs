@@ -80,14 +80,37 @@ fn a_plain_request() {
     assert_eq!(names(&mut vm), ["get_buffer"]);
 }
 
-/// What a message costs: its bytes are asked for, and nothing else.
+/// What a message costs: its bytes are asked for, and of a client the time, because it may matter later
+/// when it has sent what.
 #[test]
 fn a_message() {
     let mut vm = open("");
     assert_eq!(vm.body(STREAM, Body::Response, FROM_SERVER, false).expect("no trap"), FROM_SERVER);
     assert_eq!(names(&mut vm), ["get_buffer"]);
     assert_eq!(vm.body(STREAM, Body::Request, FROM_CLIENT, false).expect("no trap"), FROM_CLIENT);
-    assert_eq!(names(&mut vm), ["get_buffer"]);
+    assert_eq!(names(&mut vm), ["clock_time_get", "get_buffer"]);
+}
+
+/// Where frames are small, their payloads are copied with their headers, and a chunk costs one call. The
+/// first has to show it, and so has one that comes behind many with large frames.
+#[test]
+fn chunks_of_small_frames() {
+    let mut vm = open("");
+    let small = FROM_SERVER.repeat(5000);
+    let large = [b"\x82\x7f\0\0\0\0\0\x01\0\0".as_slice(), &[0; 65_536]].concat();
+    let mut calls = |chunk: &[u8]| {
+        assert!(vm.body(STREAM, Body::Response, chunk, false).expect("no trap") == chunk);
+        names(&mut vm)
+    };
+    let now = "clock_time_get";
+    assert_eq!(calls(&small), [now, "get_buffer", "get_buffer"]);
+    assert_eq!(calls(&small), [now, "get_buffer"]);
+    assert_eq!(calls(&large), [now, "get_buffer"]);
+    assert_eq!(calls(&small), [now, "get_buffer"]);
+    for _ in 0..16 {
+        assert_eq!(calls(&large), [now, "get_buffer"]);
+    }
+    assert_eq!(calls(&small), [now, "get_buffer", "get_buffer"]);
 }
 
 /// The network filter leaves a handle while its context is created.
@@ -111,9 +134,11 @@ fn a_close() {
         vm.body(STREAM, Body::Response, SERVER_CLOSE, false).expect("no trap"),
         SERVER_CLOSE
     );
+    let written = |vm: &mut Vm| names(vm).iter().filter(|name| **name == "set_property").count();
+    assert_eq!(written(&mut vm), 4, "outcome, initiator, code, reason");
     assert_eq!(vm.body(STREAM, Body::Request, CLIENT_CLOSE, false).expect("no trap"), CLIENT_CLOSE);
+    assert_eq!(written(&mut vm), 1, "outcome");
     assert_eq!(vm.host().closes, []);
-    vm.host().calls.clear();
     assert_eq!(vm.body(STREAM, Body::Response, b"", false).expect("no trap"), b"");
     assert_eq!(names(&mut vm), ["close_stream"]);
     assert_eq!(std::mem::take(&mut vm.host().closes), [(STREAM, 1)]);
