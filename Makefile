@@ -96,6 +96,7 @@ test-matrix: tools lint
 lint: wasm
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo fmt --manifest-path crates/testbed/peers/rust/Cargo.toml --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --test istio --test envoy_gateway -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings

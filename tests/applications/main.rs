@@ -2,6 +2,8 @@
 //! the filter is what it reports without a proxy. `make interop` writes the table in docs/interop.md; `make test` runs a
 //! part of it.
 
+mod works_on;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::SocketAddr;
@@ -173,8 +175,9 @@ impl std::fmt::Display for Cell {
     }
 }
 
+const MAX_AGE_COLUMN: &str = "filter with `maxAge`";
 /// The columns.
-const COLUMNS: [&str; 5] = ["direct", "default", "baseline", "filter", "filter with `maxAge`"];
+const COLUMNS: [&str; 5] = ["direct", "default", "baseline", "filter", MAX_AGE_COLUMN];
 
 fn setup(column: &str) -> Option<Setup> {
     let mode = match column {
@@ -184,10 +187,10 @@ fn setup(column: &str) -> Option<Setup> {
         _ => Mode::Filter,
     };
     // A host that nobody can reach for a moment is ejected by five failures, and stays away for half a minute.
-    let setup = Setup { outlier_detection: false, ..Setup::new(mode).hops(2).patient() };
+    let setup = Setup { outlier_detection: false, ..Setup::new(mode).hops(2) };
     let after = format!("{}s", MAX_AGE.as_secs());
     let max_age = json!({ "after": after, "jitter": 0, "reason": "too old" });
-    Some(if column.contains("maxAge") { setup.with("maxAge", max_age) } else { setup })
+    Some(if column == MAX_AGE_COLUMN { setup.with("maxAge", max_age) } else { setup })
 }
 
 type Cells = BTreeMap<(&'static str, &'static str), BTreeMap<&'static str, Cell>>;
@@ -205,13 +208,13 @@ async fn measure(
             let mut server = Server::start(application, 0);
             let address = server.address;
             let envoy: Option<Envoy> = match setup(column) {
-                Some(setup) => Some(setup.start(address).await),
+                Some(setup) => Some(setup.patient().start(address).await),
                 None => None,
             };
             let entry = envoy.as_ref().map_or(address, Envoy::address);
             let scheme = if application == "socket.io" { "http" } else { "ws" };
             for event in
-                events(application).filter(|event| *event != OLD || column.contains("maxAge"))
+                events(application).filter(|event| *event != OLD || column == MAX_AGE_COLUMN)
             {
                 let job =
                     json!({ "url": format!("{scheme}://{entry}"), "event": event, "count": count });
@@ -236,7 +239,7 @@ async fn measure(
                         "{application}, {column}: {timers} closes waited for a timer"
                     ));
                 }
-                if column.contains("maxAge") && envoy.metric("websocket.sent.max_age") == 0 {
+                if column == MAX_AGE_COLUMN && envoy.metric("websocket.sent.max_age") == 0 {
                     wrong.push(format!("{application}, {column}: none has grown old"));
                 }
             }
@@ -291,9 +294,11 @@ async fn everything() {
 /// Without a proxy, and through the filter; the applications at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn filter_equals_direct() {
-    let columns = ["direct", "filter with `maxAge`"];
+    let columns = ["direct", MAX_AGE_COLUMN];
     let measure = |application| async move { measure(&[application], &columns, 5).await.1 };
-    let all = APPLICATIONS.map(|application| tokio::spawn(measure(application)));
+    let mut all: Vec<_> =
+        APPLICATIONS.into_iter().map(|application| tokio::spawn(measure(application))).collect();
+    all.push(tokio::spawn(works_on::part()));
     for wrong in futures_util::future::join_all(all).await {
         let wrong = wrong.expect("a measurement does not panic");
         assert!(wrong.is_empty(), "not as without a proxy:\n{}", wrong.join("\n"));
