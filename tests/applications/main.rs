@@ -5,9 +5,12 @@
 mod works_on;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::{json, Value};
@@ -16,7 +19,9 @@ use testbed::{fetch, node, Envoy, Mode, Setup};
 const START: &str = "<!-- applications -->\n";
 const STOP: &str = "<!-- /applications -->";
 
-const APPLICATIONS: [&str; 3] = ["socket.io", "graphql-ws", "mqtt"];
+const APPLICATIONS: [&str; 4] = ["socket.io", "graphql-ws", "mqtt", MOSQUITTO];
+/// Its client is MQTT.js too.
+const MOSQUITTO: &str = "mosquitto";
 const OLD: &str = "grows old";
 const MAX_AGE: Duration = Duration::from_secs(2);
 
@@ -32,11 +37,40 @@ fn events(application: &str) -> impl Iterator<Item = &'static str> + '_ {
         "server is killed",
         OLD,
     ];
-    EVENTS.into_iter().filter(move |event| !GRAPHQL.contains(event) || application == "graphql-ws")
+    EVENTS.into_iter().filter(move |event| match application {
+        "graphql-ws" => true,
+        // It closes only when it ends.
+        MOSQUITTO => !GRAPHQL.contains(event) && *event != "server closes",
+        _ => !GRAPHQL.contains(event),
+    })
+}
+
+/// Those that can be had here.
+fn applications() -> Vec<&'static str> {
+    let mut all = APPLICATIONS.to_vec();
+    all.retain(|application| *application != MOSQUITTO || mosquitto().is_some());
+    all
+}
+
+/// Debian's, which brings its own libwebsockets. A notice, once, if it cannot be had.
+fn mosquitto() -> Option<&'static Path> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let fetch = || {
+        let program = fetch::debian_with_libraries(MOSQUITTO, "usr/sbin/mosquitto");
+        if program.is_none() {
+            fetch::notice("SKIPPED mosquitto: install Debian's package, or apt-get to fetch it");
+        }
+        program
+    };
+    PROGRAM.get_or_init(fetch).as_deref()
 }
 
 fn in_words(application: &str, event: &str) -> String {
-    let application = if application == "mqtt" { "MQTT.js to aedes" } else { application };
+    let application = match application {
+        "mqtt" => "MQTT.js to aedes",
+        MOSQUITTO => "MQTT.js to mosquitto",
+        _ => application,
+    };
     let what = match (application, event) {
         ("graphql-ws", "server closes") => "server closes with 1012",
         ("graphql-ws", "server refuses") => "server closes with 4400, which is fatal",
@@ -49,6 +83,11 @@ fn in_words(application: &str, event: &str) -> String {
     format!("{application}: {what}")
 }
 
+/// The configuration of the one mosquitto that runs at a time.
+fn mosquitto_file() -> PathBuf {
+    fetch::folder("run").join(format!("mosquitto-{}", std::process::id()))
+}
+
 /// The application's server. Ends when dropped.
 struct Server {
     process: Child,
@@ -57,6 +96,9 @@ struct Server {
 
 impl Server {
     fn start(application: &str, port: u16) -> Self {
+        if application == MOSQUITTO {
+            return Self::mosquitto(port);
+        }
         let mut process = node::peer("applications.mjs")
             .args(["serve", application, &port.to_string()])
             .stdout(Stdio::piped())
@@ -67,6 +109,36 @@ impl Server {
         let port = line.strip_prefix("listening on ").and_then(|port| port.parse::<u16>().ok());
         let port = port.unwrap_or_else(|| panic!("{application} said {line:?}"));
         Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+
+    /// It does not say which port it has taken: one that was free a moment before.
+    fn mosquitto(port: u16) -> Self {
+        let free = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+        let address = free.local_addr().expect("a bound socket");
+        drop(free);
+        let file = mosquitto_file();
+        // One listener that is no WebSocket's, or 2.0 does not start.
+        let config = format!(
+            "listener {} 127.0.0.1\nprotocol websockets\nlistener 0 {}\nallow_anonymous true\nuser root\nlog_dest none\n",
+            address.port(),
+            file.with_extension("socket").display(),
+        );
+        fs::write(&file, config).expect("the testbed's folder is writable");
+        let process = Command::new(mosquitto().expect("asked for only if it is here"))
+            .env("LD_LIBRARY_PATH", fetch::debian_libraries(MOSQUITTO))
+            .arg("-c")
+            .arg(file)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mosquitto starts");
+        let server = Self { process, address };
+        for _ in 0..500 {
+            if TcpStream::connect(address).is_ok() {
+                return server;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("mosquitto does not listen on {address}");
     }
 
     /// SIGTERM, or SIGKILL; waits for its end, at most 10 s.
@@ -89,6 +161,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end(false);
+        for file in [mosquitto_file(), mosquitto_file().with_extension("socket")] {
+            let _ = fs::remove_file(file);
+        }
     }
 }
 
@@ -104,6 +179,7 @@ type Report = (String, f64);
 
 impl Client {
     fn start(application: &str) -> Self {
+        let application = if application == MOSQUITTO { "mqtt" } else { application };
         let mut process = node::peer("applications.mjs")
             .args(["connect", application])
             .stdin(Stdio::piped())
@@ -284,7 +360,7 @@ fn table(cells: &Cells) -> String {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: make interop"]
 async fn everything() {
-    let (cells, wrong) = measure(&APPLICATIONS, &COLUMNS, 50).await;
+    let (cells, wrong) = measure(&applications(), &COLUMNS, 50).await;
     let table = table(&cells);
     println!("{table}");
     fetch::write_between(&fetch::root().join("docs/interop.md"), START, STOP, &table);
@@ -297,7 +373,7 @@ async fn filter_equals_direct() {
     let columns = ["direct", MAX_AGE_COLUMN];
     let measure = |application| async move { measure(&[application], &columns, 5).await.1 };
     let mut all: Vec<_> =
-        APPLICATIONS.into_iter().map(|application| tokio::spawn(measure(application))).collect();
+        applications().into_iter().map(|application| tokio::spawn(measure(application))).collect();
     all.push(tokio::spawn(works_on::part()));
     for wrong in futures_util::future::join_all(all).await {
         let wrong = wrong.expect("a measurement does not panic");

@@ -203,7 +203,6 @@ impl Library {
                 | Self::Undertow
                 | Self::Tomcat
                 | Self::Axum
-                | Self::Actix
         )
     }
 

@@ -1,4 +1,4 @@
-//! Rust peers: `peer axum|actix PORT`; what is asked of them is said in ../../../src/peers.rs.
+//! Rust peers: `peer serve axum|actix PORT`; what is asked of them is said in ../../../src/peers.rs.
 
 use std::time::Duration;
 
@@ -69,7 +69,6 @@ mod actix_peer {
 
     async fn follow(session: Session, mut messages: MessageStream, path: String) {
         println!("opened");
-        let mut code = 1006;
         let mut session = Some(session);
         if path != "client" {
             rt::time::sleep(super::PAUSE).await;
@@ -81,21 +80,19 @@ mod actix_peer {
         }
         while let Some(Ok(message)) = messages.recv().await {
             if let Message::Close(reason) = message {
-                code = reason.as_ref().map_or(1005, |reason| reason.code.into());
                 if let Some(session) = session.take() {
                     let _ = session.close(reason).await;
                 }
                 break;
             }
         }
-        println!("closed /{path} {code}");
     }
 }
 
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let port = arguments.get(2).and_then(|port| port.parse().ok()).unwrap_or(0);
-    match arguments.get(1).map(String::as_str) {
+    let port = arguments.get(3).and_then(|port| port.parse().ok()).unwrap_or(0);
+    match arguments.get(2).map(String::as_str) {
         Some("axum") => tokio::runtime::Runtime::new()?.block_on(axum_peer::serve(port)),
         Some("actix") => actix_web::rt::System::new().block_on(actix_peer::serve(port)),
         other => panic!("no peer {other:?}"),
