@@ -83,15 +83,12 @@ fn in_words(application: &str, event: &str) -> String {
     format!("{application}: {what}")
 }
 
-/// The configuration of the one mosquitto that runs at a time.
-fn mosquitto_file() -> PathBuf {
-    fetch::folder("run").join(format!("mosquitto-{}", std::process::id()))
-}
-
 /// The application's server. Ends when dropped.
 struct Server {
     process: Child,
     address: SocketAddr,
+    /// To be removed at the end.
+    files: Vec<PathBuf>,
 }
 
 impl Server {
@@ -108,7 +105,8 @@ impl Server {
         let line = lines.next().expect("a line").expect("text");
         let port = line.strip_prefix("listening on ").and_then(|port| port.parse::<u16>().ok());
         let port = port.unwrap_or_else(|| panic!("{application} said {line:?}"));
-        Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Self { process, address, files: Vec::new() }
     }
 
     /// It does not say which port it has taken: one that was free a moment before.
@@ -116,22 +114,25 @@ impl Server {
         let free = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
         let address = free.local_addr().expect("a bound socket");
         drop(free);
-        let file = mosquitto_file();
+        let name = format!("mosquitto-{}", address.port());
+        let file = fetch::folder("run").join(&name);
+        // A path of a socket may not be long.
+        let socket = std::env::temp_dir().join(&name);
         // One listener that is no WebSocket's, or 2.0 does not start.
         let config = format!(
             "listener {} 127.0.0.1\nprotocol websockets\nlistener 0 {}\nallow_anonymous true\nuser root\nlog_dest none\n",
             address.port(),
-            file.with_extension("socket").display(),
+            socket.display(),
         );
         fs::write(&file, config).expect("the testbed's folder is writable");
         let process = Command::new(mosquitto().expect("asked for only if it is here"))
             .env("LD_LIBRARY_PATH", fetch::debian_libraries(MOSQUITTO))
             .arg("-c")
-            .arg(file)
+            .arg(&file)
             .stderr(Stdio::null())
             .spawn()
             .expect("mosquitto starts");
-        let server = Self { process, address };
+        let server = Self { process, address, files: vec![file, socket] };
         for _ in 0..500 {
             if TcpStream::connect(address).is_ok() {
                 return server;
@@ -161,7 +162,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end(false);
-        for file in [mosquitto_file(), mosquitto_file().with_extension("socket")] {
+        for file in &self.files {
             let _ = fs::remove_file(file);
         }
     }

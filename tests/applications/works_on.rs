@@ -87,8 +87,8 @@ async fn run(worker: Worker, closes: bool, column: &'static str, count: usize) -
         .map(|close| (close.code, (by_server && closes).then_some(close.messages), close.ms));
     let reported =
         reported.iter().map(|status| (status.code, status.messages.filter(|_| closes), 0.0));
-    let told = if by_server && !closes { MAX_AGE } else { WORK };
-    let (client, server) = (cell(seen, told), cell(reported, Duration::ZERO));
+    let due = if by_server && !closes { MAX_AGE } else { WORK };
+    let (client, server) = (cell(seen, due), cell(reported, Duration::ZERO));
     if by_server {
         (client, server)
     } else {
