@@ -22,7 +22,7 @@ help:
 	@echo "  make fuzz         each fuzz target, and a hostile host, for ten minutes"
 	@echo "  make soak         2,000 WebSockets coming and going for half an hour"
 	@echo "  make load         20,000 WebSockets on two workers, a tenth of them closing each second (7 minutes)"
-	@echo "  make interop      libraries against each other, and applications, into docs/interop.md (15 minutes)"
+	@echo "  make interop      libraries against each other, and applications, into docs/interop.md (20 minutes)"
 	@echo "  make test-matrix  the core tests on Envoy 1.36 to 1.40, into docs/compatibility.md"
 	@echo "  make test-istio   the manifests through Istio's own control plane and tools (needs Go)"
 	@echo "  make test-envoy-gateway  the same through Envoy Gateway (needs Go and root)"
@@ -96,6 +96,7 @@ test-matrix: tools lint
 lint: wasm
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo fmt --manifest-path crates/testbed/peers/rust/Cargo.toml --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --test istio --test envoy_gateway -- -D warnings
 	cargo clippy --quiet --target wasm32-wasip1 -- -D warnings

@@ -19,7 +19,7 @@ export function listen(port, cert, key) {
 // Follows a WebSocket with a browser's interface to its end, and closes it with `code` if there is one.
 export function watch(socket, code) {
   return new Promise((resolve) => {
-    let begun = performance.now();
+    let [begun, messages] = [performance.now(), 0];
     socket.onopen = () => {
       begun = performance.now();
       if (!code) return;
@@ -28,9 +28,10 @@ export function watch(socket, code) {
         socket.close(code);
       }, PAUSE);
     };
+    socket.onmessage = () => { messages += 1; };
     socket.onerror = () => {};
     socket.onclose = ({ code, reason, wasClean }) =>
-      resolve({ code, reason, wasClean, ms: performance.now() - begun });
+      resolve({ code, reason, wasClean, messages, ms: performance.now() - begun });
   });
 }
 

@@ -8,7 +8,10 @@ function serve() {
   const server = new WebSocketServer({ server: listen(port, cert, key) });
   server.on('connection', (socket, request) => {
     console.log('opened');
+    let messages = 0;
     socket.on('error', () => {});
+    socket.on('message', () => { messages += 1; });
+    socket.on('close', (code) => console.log(`closed ${request.url} ${code} ${messages}`));
     if (request.url === '/server') setTimeout(() => socket.close(CODE, REASON), PAUSE);
   });
 }

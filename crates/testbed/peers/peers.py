@@ -16,6 +16,8 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
 CODE, REASON, PAUSE = 4321, "bye", 0.02
+# What an application still has to send, and how far apart.
+MESSAGES, GAP = 48, 0.25
 
 
 def identity(certificate=None, key=None):
@@ -28,6 +30,17 @@ def identity(certificate=None, key=None):
 
 def say(line):
     print(line, flush=True)
+
+
+async def work(socket):
+    """Sends for 12 s, and reads nothing; of aiohttp."""
+    begun = time.monotonic()
+    try:
+        for sent in range(MESSAGES):
+            await asyncio.sleep(begun + (sent + 1) * GAP - time.monotonic())
+            await socket.send_str("work")
+    except ConnectionError:
+        pass
 
 
 async def serve_websockets(port, *files):
@@ -53,8 +66,11 @@ async def serve_aiohttp(port, *files):
             await asyncio.sleep(PAUSE)
             await socket.close(code=CODE, message=REASON.encode())
         else:
+            if request.path == "/works":
+                await work(socket)
             async for _ in socket:
                 pass
+        say(f"closed {request.path} {socket.close_code or 1006}")
         return socket
 
     application = aiohttp.web.Application()
@@ -187,7 +203,7 @@ async def connect_websockets(url, code):
         return closed(protocol.close_code, protocol.close_reason, both, ms)
 
 
-async def connect_aiohttp(url, code):
+async def connect_aiohttp(url, code, works=False):
     async with aiohttp.ClientSession() as session:
         async with session.ws_connect(url, ssl=False) as socket:
             begun = time.monotonic()
@@ -197,6 +213,8 @@ async def connect_aiohttp(url, code):
                 await socket.close(code=code)
                 seen, reason = socket.close_code or 1006, ""
             else:
+                if works:
+                    await work(socket)
                 message = await socket.receive()
                 received = message.type == aiohttp.WSMsgType.CLOSE
                 seen, reason = (message.data, message.extra) if received else (1006, "")
@@ -223,7 +241,8 @@ async def drive(library):
     while line := await asyncio.to_thread(sys.stdin.readline):
         job = json.loads(line)
         try:
-            jobs = [one(job["url"], job.get("close")) for _ in range(job["count"])]
+            works = {"works": True} if job.get("works") else {}
+            jobs = [one(job["url"], job.get("close"), **works) for _ in range(job["count"])]
             answer = {"closes": await asyncio.gather(*jobs)}
         except Exception as error:
             answer = {"error": repr(error)}

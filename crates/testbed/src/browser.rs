@@ -34,6 +34,9 @@ pub struct Closed {
     /// What was negotiated, such as `permessage-deflate`.
     #[serde(default)]
     pub extensions: String,
+    /// How many messages came, if they were counted.
+    #[serde(default)]
+    pub messages: usize,
 }
 
 /// What the page does with each WebSocket.

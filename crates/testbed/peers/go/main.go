@@ -25,12 +25,16 @@ const (
 	code   = 4321
 	reason = "bye"
 	pause  = 20 * time.Millisecond
+	// What an application still has to send.
+	messages = 48
+	gap      = 250 * time.Millisecond
 )
 
 type job struct {
 	URL   string `json:"url"`
 	Close int    `json:"close"`
 	Count int    `json:"count"`
+	Works bool   `json:"works"`
 }
 
 type closed struct {
@@ -40,6 +44,27 @@ type closed struct {
 	Ms     float64 `json:"ms"`
 }
 
+// Sends for 12 s, and reads nothing.
+func work(conn *gorilla.Conn) {
+	tick := time.NewTicker(gap)
+	defer tick.Stop()
+	for range messages {
+		<-tick.C
+		if conn.WriteMessage(gorilla.TextMessage, []byte("work")) != nil {
+			return
+		}
+	}
+}
+
+// What gorilla/websocket has to say of the end.
+func status(err error) closed {
+	var closing *gorilla.CloseError
+	if errors.As(err, &closing) && closing.Code != gorilla.CloseAbnormalClosure {
+		return closed{Code: closing.Code, Reason: closing.Text, Clean: true}
+	}
+	return closed{Code: gorilla.CloseAbnormalClosure}
+}
+
 func serveGorilla(w http.ResponseWriter, r *http.Request) {
 	conn, err := (&gorilla.Upgrader{CheckOrigin: func(*http.Request) bool { return true }}).Upgrade(w, r, nil)
 	if err != nil {
@@ -47,7 +72,11 @@ func serveGorilla(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	fmt.Println("opened")
-	if r.URL.Path != "/client" {
+	switch r.URL.Path {
+	case "/client":
+	case "/works":
+		work(conn)
+	default:
 		time.Sleep(pause)
 		message := gorilla.FormatCloseMessage(code, reason)
 		conn.WriteControl(gorilla.CloseMessage, message, time.Now().Add(time.Second))
@@ -59,6 +88,7 @@ func serveGorilla(w http.ResponseWriter, r *http.Request) {
 	for err == nil {
 		_, _, err = conn.ReadMessage()
 	}
+	fmt.Println("closed", r.URL.Path, status(err).Code)
 }
 
 func serveCoder(w http.ResponseWriter, r *http.Request) {
@@ -133,14 +163,13 @@ func connectGorilla(j job) (closed, error) {
 		message := gorilla.FormatCloseMessage(j.Close, "")
 		conn.WriteControl(gorilla.CloseMessage, message, time.Now().Add(time.Second))
 	}
+	if j.Works {
+		work(conn)
+	}
 	for err == nil {
 		_, _, err = conn.ReadMessage()
 	}
-	seen := closed{Code: gorilla.CloseAbnormalClosure}
-	var closing *gorilla.CloseError
-	if errors.As(err, &closing) {
-		seen = closed{Code: closing.Code, Reason: closing.Text, Clean: closing.Code != gorilla.CloseAbnormalClosure}
-	}
+	seen := status(err)
 	seen.Ms = float64(time.Since(begun)) / 1e6
 	return seen, nil
 }

@@ -1,5 +1,22 @@
-// Java peers: `Peer serve jetty|undertow|tomcat` and `Peer connect java.net.http|okhttp`; what is asked of them is said in
+// Java peers: `Peer serve jetty|undertow|tomcat|netty` and `Peer connect java.net.http|okhttp`; what is asked of them is said in
 // ../../src/peers.rs.
+import io.netty.bootstrap.ServerBootstrap;
+import io.netty.channel.Channel;
+import io.netty.channel.ChannelFuture;
+import io.netty.channel.ChannelFutureListener;
+import io.netty.channel.ChannelHandlerContext;
+import io.netty.channel.ChannelInitializer;
+import io.netty.channel.EventLoopGroup;
+import io.netty.channel.MultiThreadIoEventLoopGroup;
+import io.netty.channel.SimpleChannelInboundHandler;
+import io.netty.channel.nio.NioIoHandler;
+import io.netty.channel.socket.nio.NioServerSocketChannel;
+import io.netty.handler.codec.http.HttpObjectAggregator;
+import io.netty.handler.codec.http.HttpServerCodec;
+import io.netty.handler.codec.http.websocketx.CloseWebSocketFrame;
+import io.netty.handler.codec.http.websocketx.WebSocketFrame;
+import io.netty.handler.codec.http.websocketx.WebSocketServerProtocolConfig;
+import io.netty.handler.codec.http.websocketx.WebSocketServerProtocolHandler;
 import io.undertow.Handlers;
 import io.undertow.Undertow;
 import io.undertow.websockets.core.AbstractReceiveListener;
@@ -41,6 +58,9 @@ public final class Peer {
     static final int CODE = 4321;
     static final String REASON = "bye";
     static final int PAUSE = 20;
+    // What an application still has to send, and how far apart.
+    static final int MESSAGES = 48;
+    static final int GAP = 250;
     static final ScheduledExecutorService LATER = Executors.newScheduledThreadPool(1, (task) -> {
         Thread thread = new Thread(task);
         thread.setDaemon(true);
@@ -54,6 +74,42 @@ public final class Peer {
 
     static void later(Runnable task) {
         LATER.schedule(task, PAUSE, TimeUnit.MILLISECONDS);
+    }
+
+    interface Send {
+        void message() throws Exception;
+    }
+
+    /** Sends for 12 s. */
+    static CompletableFuture<Void> work(Send send) {
+        return CompletableFuture.runAsync(() -> {
+            long begun = System.currentTimeMillis();
+            try {
+                for (int i = 1; i <= MESSAGES; i++) {
+                    Thread.sleep(Math.max(0, begun + i * GAP - System.currentTimeMillis()));
+                    send.message();
+                }
+            } catch (Exception gone) {
+                // There is nobody to send to any more.
+            }
+        }, (task) -> new Thread(task).start());
+    }
+
+    /** Reads nothing, not even a Close frame, before its work is done. */
+    public static final class JettyWorks implements Session.Listener {
+        @Override
+        public void onWebSocketOpen(Session session) {
+            say("opened");
+            work(() -> session.sendText("work", Callback.NOOP)).thenRun(session::demand);
+        }
+
+        @Override
+        public void onWebSocketClose(int status, String reason) {
+            say("closed /works " + status);
+        }
+
+        @Override
+        public void onWebSocketError(Throwable cause) {}
     }
 
     public static final class JettyEndpoint extends Session.Listener.AbstractAutoDemanding {
@@ -90,8 +146,10 @@ public final class Peer {
         ContextHandler context = new ContextHandler("/");
         server.setHandler(context);
         context.setHandler(WebSocketUpgradeHandler.from(server, context, (container) ->
-            container.addMapping("/*", (request, response, callback) ->
-                new JettyEndpoint(request.getHttpURI().getPath()))));
+            container.addMapping("/*", (request, response, callback) -> {
+                String path = request.getHttpURI().getPath();
+                return path.equals("/works") ? new JettyWorks() : new JettyEndpoint(path);
+            })));
         server.setStopAtShutdown(true);
         server.start();
         say("listening on " + connector.getLocalPort());
@@ -177,8 +235,53 @@ public final class Peer {
         }
     }
 
+    public static final class NettyHandler extends SimpleChannelInboundHandler<WebSocketFrame> {
+        @Override
+        public void userEventTriggered(ChannelHandlerContext context, Object event) {
+            if (!(event instanceof WebSocketServerProtocolHandler.HandshakeComplete complete)) {
+                return;
+            }
+            say("opened");
+            String path = complete.requestUri();
+            if (!path.equals("/client")) {
+                later(() -> {
+                    ChannelFuture sent = context.writeAndFlush(new CloseWebSocketFrame(CODE, REASON));
+                    // The idiom that is common.
+                    if (path.equals("/fin-without-waiting")) {
+                        sent.addListener(ChannelFutureListener.CLOSE);
+                    }
+                });
+            }
+        }
+
+        @Override
+        protected void channelRead0(ChannelHandlerContext context, WebSocketFrame frame) {}
+
+        @Override
+        public void exceptionCaught(ChannelHandlerContext context, Throwable cause) {
+            context.close();
+        }
+    }
+
+    static void netty(int port) throws Exception {
+        EventLoopGroup group = new MultiThreadIoEventLoopGroup(2, NioIoHandler.newFactory());
+        // It answers a Close frame by itself.
+        WebSocketServerProtocolConfig config =
+            WebSocketServerProtocolConfig.newBuilder().websocketPath("/").checkStartsWith(true).build();
+        Channel server = new ServerBootstrap().group(group).channel(NioServerSocketChannel.class)
+            .childHandler(new ChannelInitializer<Channel>() {
+                @Override
+                protected void initChannel(Channel channel) {
+                    channel.pipeline().addLast(new HttpServerCodec(), new HttpObjectAggregator(65536),
+                        new WebSocketServerProtocolHandler(config), new NettyHandler());
+                }
+            }).bind("127.0.0.1", port).sync().channel();
+        say("listening on " + ((InetSocketAddress) server.localAddress()).getPort());
+        server.closeFuture().sync();
+    }
+
     interface Client {
-        CompletableFuture<String> watch(String url, int close);
+        CompletableFuture<String> watch(String url, int close, boolean works);
     }
 
     static String closed(int code, String reason, boolean clean, long begun) {
@@ -187,7 +290,8 @@ public final class Peer {
             "{\"code\":%d,\"reason\":\"%s\",\"wasClean\":%b,\"ms\":%.3f}", code, reason, clean, ms);
     }
 
-    static CompletableFuture<String> javaClient(HttpClient client, String url, int close) {
+    static CompletableFuture<String> javaClient(HttpClient client, String url, int close, boolean works) {
+        CompletableFuture<Void> done = new CompletableFuture<>();
         CompletableFuture<String> seen = new CompletableFuture<>();
         long[] begun = {System.nanoTime()};
         client.newWebSocketBuilder().buildAsync(URI.create(url), new WebSocket.Listener() {
@@ -195,6 +299,11 @@ public final class Peer {
             public void onOpen(WebSocket socket) {
                 begun[0] = System.nanoTime();
                 socket.request(Long.MAX_VALUE);
+                if (works) {
+                    work(() -> socket.sendText("work", true).get()).thenRun(() -> done.complete(null));
+                } else {
+                    done.complete(null);
+                }
                 if (close != 0) {
                     later(() -> {
                         begun[0] = System.nanoTime();
@@ -205,8 +314,8 @@ public final class Peer {
 
             @Override
             public CompletionStage<?> onClose(WebSocket socket, int code, String reason) {
-                seen.complete(closed(code, reason, code != 1006, begun[0]));
-                return null;
+                // It answers when this is done.
+                return done.thenRun(() -> seen.complete(closed(code, reason, code != 1006, begun[0])));
             }
 
             @Override
@@ -276,7 +385,9 @@ public final class Peer {
             String url = null;
             int close = 0;
             int count = 1;
-            Matcher matcher = job.matcher(input.nextLine());
+            String line = input.nextLine();
+            boolean works = line.contains("\"works\":true");
+            Matcher matcher = job.matcher(line);
             while (matcher.find()) {
                 if (matcher.group(2) != null) {
                     url = matcher.group(2);
@@ -291,7 +402,7 @@ public final class Peer {
             }
             List<CompletableFuture<String>> all = new ArrayList<>();
             for (int i = 0; i < count; i++) {
-                all.add(client.watch(url, close));
+                all.add(client.watch(url, close, works));
             }
             List<String> closes = new ArrayList<>();
             try {
@@ -316,16 +427,17 @@ public final class Peer {
             case "serve jetty" -> jetty(port);
             case "serve undertow" -> undertow(port);
             case "serve tomcat" -> tomcat(port);
+            case "serve netty" -> netty(port);
             case "connect java.net.http" -> {
                 HttpClient client = HttpClient.newBuilder().sslContext(tls).build();
-                connect((url, close) -> javaClient(client, url, close));
+                connect((url, close, works) -> javaClient(client, url, close, works));
             }
             case "connect okhttp" -> {
                 OkHttpClient client = new OkHttpClient.Builder()
                     .sslSocketFactory(tls.getSocketFactory(), trustsAll())
                     .hostnameVerifier((name, session) -> true)
                     .build();
-                connect((url, close) -> okhttp(client, url, close));
+                connect((url, close, works) -> okhttp(client, url, close));
             }
             default -> throw new IllegalArgumentException(what);
         }

@@ -2,10 +2,15 @@
 //! the filter is what it reports without a proxy. `make interop` writes the table in docs/interop.md; `make test` runs a
 //! part of it.
 
+mod works_on;
+
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::{json, Value};
@@ -14,7 +19,9 @@ use testbed::{fetch, node, Envoy, Mode, Setup};
 const START: &str = "<!-- applications -->\n";
 const STOP: &str = "<!-- /applications -->";
 
-const APPLICATIONS: [&str; 3] = ["socket.io", "graphql-ws", "mqtt"];
+const APPLICATIONS: [&str; 4] = ["socket.io", "graphql-ws", "mqtt", MOSQUITTO];
+/// Its client is MQTT.js too.
+const MOSQUITTO: &str = "mosquitto";
 const OLD: &str = "grows old";
 const MAX_AGE: Duration = Duration::from_secs(2);
 
@@ -30,11 +37,40 @@ fn events(application: &str) -> impl Iterator<Item = &'static str> + '_ {
         "server is killed",
         OLD,
     ];
-    EVENTS.into_iter().filter(move |event| !GRAPHQL.contains(event) || application == "graphql-ws")
+    EVENTS.into_iter().filter(move |event| match application {
+        "graphql-ws" => true,
+        // It closes only when it ends.
+        MOSQUITTO => !GRAPHQL.contains(event) && *event != "server closes",
+        _ => !GRAPHQL.contains(event),
+    })
+}
+
+/// Those that can be had here.
+fn applications() -> Vec<&'static str> {
+    let mut all = APPLICATIONS.to_vec();
+    all.retain(|application| *application != MOSQUITTO || mosquitto().is_some());
+    all
+}
+
+/// Debian's, which brings its own libwebsockets. A notice, once, if it cannot be had.
+fn mosquitto() -> Option<&'static Path> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let fetch = || {
+        let program = fetch::debian_with_libraries(MOSQUITTO, "usr/sbin/mosquitto");
+        if program.is_none() {
+            fetch::notice("SKIPPED mosquitto: install Debian's package, or apt-get to fetch it");
+        }
+        program
+    };
+    PROGRAM.get_or_init(fetch).as_deref()
 }
 
 fn in_words(application: &str, event: &str) -> String {
-    let application = if application == "mqtt" { "MQTT.js to aedes" } else { application };
+    let application = match application {
+        "mqtt" => "MQTT.js to aedes",
+        MOSQUITTO => "MQTT.js to mosquitto",
+        _ => application,
+    };
     let what = match (application, event) {
         ("graphql-ws", "server closes") => "server closes with 1012",
         ("graphql-ws", "server refuses") => "server closes with 4400, which is fatal",
@@ -51,10 +87,15 @@ fn in_words(application: &str, event: &str) -> String {
 struct Server {
     process: Child,
     address: SocketAddr,
+    /// To be removed at the end.
+    files: Vec<PathBuf>,
 }
 
 impl Server {
     fn start(application: &str, port: u16) -> Self {
+        if application == MOSQUITTO {
+            return Self::mosquitto(port);
+        }
         let mut process = node::peer("applications.mjs")
             .args(["serve", application, &port.to_string()])
             .stdout(Stdio::piped())
@@ -64,7 +105,41 @@ impl Server {
         let line = lines.next().expect("a line").expect("text");
         let port = line.strip_prefix("listening on ").and_then(|port| port.parse::<u16>().ok());
         let port = port.unwrap_or_else(|| panic!("{application} said {line:?}"));
-        Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Self { process, address, files: Vec::new() }
+    }
+
+    /// It does not say which port it has taken: one that was free a moment before.
+    fn mosquitto(port: u16) -> Self {
+        let free = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+        let address = free.local_addr().expect("a bound socket");
+        drop(free);
+        let name = format!("mosquitto-{}", address.port());
+        let file = fetch::folder("run").join(&name);
+        // A path of a socket may not be long.
+        let socket = std::env::temp_dir().join(&name);
+        // One listener that is no WebSocket's, or 2.0 does not start.
+        let config = format!(
+            "listener {} 127.0.0.1\nprotocol websockets\nlistener 0 {}\nallow_anonymous true\nuser root\nlog_dest none\n",
+            address.port(),
+            socket.display(),
+        );
+        fs::write(&file, config).expect("the testbed's folder is writable");
+        let process = Command::new(mosquitto().expect("asked for only if it is here"))
+            .env("LD_LIBRARY_PATH", fetch::debian_libraries(MOSQUITTO))
+            .arg("-c")
+            .arg(&file)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mosquitto starts");
+        let server = Self { process, address, files: vec![file, socket] };
+        for _ in 0..500 {
+            if TcpStream::connect(address).is_ok() {
+                return server;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("mosquitto does not listen on {address}");
     }
 
     /// SIGTERM, or SIGKILL; waits for its end, at most 10 s.
@@ -87,6 +162,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end(false);
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
     }
 }
 
@@ -102,6 +180,7 @@ type Report = (String, f64);
 
 impl Client {
     fn start(application: &str) -> Self {
+        let application = if application == MOSQUITTO { "mqtt" } else { application };
         let mut process = node::peer("applications.mjs")
             .args(["connect", application])
             .stdin(Stdio::piped())
@@ -173,8 +252,9 @@ impl std::fmt::Display for Cell {
     }
 }
 
+const MAX_AGE_COLUMN: &str = "filter with `maxAge`";
 /// The columns.
-const COLUMNS: [&str; 5] = ["direct", "default", "baseline", "filter", "filter with `maxAge`"];
+const COLUMNS: [&str; 5] = ["direct", "default", "baseline", "filter", MAX_AGE_COLUMN];
 
 fn setup(column: &str) -> Option<Setup> {
     let mode = match column {
@@ -184,10 +264,10 @@ fn setup(column: &str) -> Option<Setup> {
         _ => Mode::Filter,
     };
     // A host that nobody can reach for a moment is ejected by five failures, and stays away for half a minute.
-    let setup = Setup { outlier_detection: false, ..Setup::new(mode).hops(2).patient() };
+    let setup = Setup { outlier_detection: false, ..Setup::new(mode).hops(2) };
     let after = format!("{}s", MAX_AGE.as_secs());
     let max_age = json!({ "after": after, "jitter": 0, "reason": "too old" });
-    Some(if column.contains("maxAge") { setup.with("maxAge", max_age) } else { setup })
+    Some(if column == MAX_AGE_COLUMN { setup.with("maxAge", max_age) } else { setup })
 }
 
 type Cells = BTreeMap<(&'static str, &'static str), BTreeMap<&'static str, Cell>>;
@@ -205,13 +285,13 @@ async fn measure(
             let mut server = Server::start(application, 0);
             let address = server.address;
             let envoy: Option<Envoy> = match setup(column) {
-                Some(setup) => Some(setup.start(address).await),
+                Some(setup) => Some(setup.patient().start(address).await),
                 None => None,
             };
             let entry = envoy.as_ref().map_or(address, Envoy::address);
             let scheme = if application == "socket.io" { "http" } else { "ws" };
             for event in
-                events(application).filter(|event| *event != OLD || column.contains("maxAge"))
+                events(application).filter(|event| *event != OLD || column == MAX_AGE_COLUMN)
             {
                 let job =
                     json!({ "url": format!("{scheme}://{entry}"), "event": event, "count": count });
@@ -236,7 +316,7 @@ async fn measure(
                         "{application}, {column}: {timers} closes waited for a timer"
                     ));
                 }
-                if column.contains("maxAge") && envoy.metric("websocket.sent.max_age") == 0 {
+                if column == MAX_AGE_COLUMN && envoy.metric("websocket.sent.max_age") == 0 {
                     wrong.push(format!("{application}, {column}: none has grown old"));
                 }
             }
@@ -281,7 +361,7 @@ fn table(cells: &Cells) -> String {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: make interop"]
 async fn everything() {
-    let (cells, wrong) = measure(&APPLICATIONS, &COLUMNS, 50).await;
+    let (cells, wrong) = measure(&applications(), &COLUMNS, 50).await;
     let table = table(&cells);
     println!("{table}");
     fetch::write_between(&fetch::root().join("docs/interop.md"), START, STOP, &table);
@@ -291,9 +371,11 @@ async fn everything() {
 /// Without a proxy, and through the filter; the applications at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn filter_equals_direct() {
-    let columns = ["direct", "filter with `maxAge`"];
+    let columns = ["direct", MAX_AGE_COLUMN];
     let measure = |application| async move { measure(&[application], &columns, 5).await.1 };
-    let all = APPLICATIONS.map(|application| tokio::spawn(measure(application)));
+    let mut all: Vec<_> =
+        applications().into_iter().map(|application| tokio::spawn(measure(application))).collect();
+    all.push(tokio::spawn(works_on::part()));
     for wrong in futures_util::future::join_all(all).await {
         let wrong = wrong.expect("a measurement does not panic");
         assert!(wrong.is_empty(), "not as without a proxy:\n{}", wrong.join("\n"));
