@@ -73,11 +73,6 @@ impl Browser {
     /// # Errors
     /// Where the browser does not start, why.
     pub fn try_start(kind: Kind) -> Result<Self, String> {
-        // Chrome 88 loses its first page now and then.
-        Self::start_once(kind).or_else(|_| Self::start_once(kind))
-    }
-
-    fn start_once(kind: Kind) -> Result<Self, String> {
         static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let profile = fetch::folder(&format!("run/browser-{}-{n}", std::process::id()));
@@ -157,7 +152,7 @@ impl Browser {
         answer["result"].take()
     }
 
-    /// The driver gives a job a minute; but Chrome 88 can hang before there is any.
+    /// The driver gives a job a minute, and the browser half of one to start.
     fn answer(&mut self) -> Option<Value> {
         let line = self.answers.recv_timeout(Duration::from_secs(90)).ok()?;
         serde_json::from_str(&line).ok()

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{mpsc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -635,6 +635,22 @@ impl Envoy {
     ) -> Self {
         let older = Vec::new();
         Self { process, admin, hops, folder, setup, updates: 0, older, _held: held }
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.process.try_wait(), Ok(None))
+    }
+
+    /// Waits for an end that Envoy comes to by itself: how it ended.
+    ///
+    /// # Panics
+    /// Where it runs on for a minute.
+    pub fn end(&mut self) -> ExitStatus {
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !self.has_ended() && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.process.try_wait().expect("a child can be waited for").expect("Envoy has ended")
     }
 
     /// Hot restart: a new process takes over the listeners, the old one drains and ends.
