@@ -9,16 +9,18 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
-use testbed::closing::open;
+use testbed::closing::{open, IMMEDIATE};
 use testbed::entry::Entry;
 use testbed::istio::{Mesh, Proxy, Release, ISTIO_1_28, ISTIO_1_31};
-use testbed::manifests::shipped;
+use testbed::manifests::{parse, shipped};
 use testbed::server::{path, Behaviour};
-use testbed::{envoy, fetch, tls, wire, Ending, Envoy, Plan, Server, Transport};
+use testbed::{envoy, fetch, tls, tokens, wire, Ending, Envoy, Plan, Server, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::Error;
 
 const IMAGE: &str = "registry.example.com/ws-clean-close:0.1.0";
 const NETWORK: &str = "envoy.extensions.filters.network.wasm.v3.Wasm";
@@ -639,6 +641,120 @@ async fn next_to_the_router_and_in_one_vm() {
     let fresh = sample.proxies(&mesh);
     immediate(&fresh, sample.gateway, Transport::Tcp, "localhost").await;
     assert_eq!(fresh.each_ref().map(vms), one);
+}
+
+/// The plugins with the patch of examples/age-by-token, but for its `after`.
+fn aged(mesh: &Mesh, manifest: &str, after: &str) -> String {
+    let mut patch = parse(&file("examples/age-by-token/plugin-patch.yaml")).remove(0);
+    patch["spec"]["pluginConfig"]["maxAge"]["after"] = after.into();
+    let mut plugins = parse(&with_image(mesh, manifest));
+    if plugins[0]["kind"] == "TrafficExtension" {
+        patch = json!({ "spec": { "wasm": patch["spec"] } });
+    }
+    json_patch::merge(&mut plugins[0], &patch);
+    plugins.iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n")
+}
+
+/// The RequestAuthentication of examples/age-by-token with the testbed's tokens, as it stands for the gateway, and for
+/// the workload.
+fn authentications() -> [String; 2] {
+    let mut gateway = parse(&file("examples/age-by-token/request-authentication.yaml")).remove(0);
+    let rule = gateway["spec"]["jwtRules"][0].as_object_mut().expect("a rule");
+    assert!(rule.remove("jwksUri").is_some());
+    rule.insert("jwks".into(), tokens::keys().to_string().into());
+    rule.insert("issuer".into(), tokens::ISSUER.into());
+    let mut workload = gateway.clone();
+    workload["metadata"]["namespace"] = "default".into();
+    workload["spec"]["selector"]["matchLabels"] = json!({ "app": "wssample" });
+    [gateway, workload].map(|authentication| authentication.to_string())
+}
+
+/// Whether a token is verified, which is in front of the HTTP filter, and its claims are where that one looks.
+fn verifies(chain: &Value) -> bool {
+    let filters = http_filters(chain);
+    let jwt = filters.iter().position(|f| f["name"] == "envoy.filters.http.jwt_authn");
+    let Some(jwt) = jwt else { return false };
+    let ours = filters.iter().position(|f| types(f).contains(HTTP));
+    assert!(ours.is_some_and(|ours| jwt < ours), "{filters:#?}");
+    let providers = filters[jwt]["typed_config"]["providers"].as_object().expect("providers");
+    let mut providers = providers.values();
+    assert!(providers.all(|p| p["payload_in_metadata"] == "payload"), "{filters:#?}");
+    true
+}
+
+/// The status with which a WebSocket with this token is refused.
+async fn refused(address: SocketAddr, path: &str, token: &str, in_header: bool) -> Option<u16> {
+    let parameter = if in_header { String::new() } else { format!("&access_token={token}") };
+    let url = format!("ws://{address}{path}{parameter}");
+    let mut request = url.into_client_request().expect("a request");
+    if in_header {
+        let value = format!("Bearer {token}").parse().expect("a header");
+        request.headers_mut().insert("authorization", value);
+    }
+    let tcp = TcpStream::connect(address).await.expect("a connection");
+    match tokio_tungstenite::client_async(request, tcp).await {
+        Err(Error::Http(response)) => Some(response.status().as_u16()),
+        _ => None,
+    }
+}
+
+/// A WebSocket ends with its token, wherever Istio verifies that: on the gateway, or on the sidecar behind it.
+async fn age_by_token(release: Release, manifest: &str) {
+    const TOLD: (u16, &str) = (1008, "token expired");
+    let Some(mesh) = Mesh::start(release, &layout()) else { return };
+    let sample = Sample::start(&mesh).await;
+    mesh.apply("plugin", &aged(&mesh, manifest, "4s"));
+    let proxies = sample.proxies(&mesh);
+    let ports = [sample.gateway.port(), sample.sidecar.port()];
+    let sent = || proxies.each_ref().map(|envoy| envoy.metric("websocket.sent.max_age"));
+    let talks = "/talks?by=server&every=50";
+    for (i, authentication) in authentications().into_iter().enumerate() {
+        mesh.apply("tokens", &authentication);
+        let verified = || [0, 1].map(|i| chains(&proxies[i], ports[i]).iter().all(verifies));
+        let expected = [0, 1].map(|proxy| proxy == i);
+        wait_until(|| verified() == expected, || format!("{:?}\n{}", verified(), mesh.log()));
+
+        let before = sent();
+        let exp = tokens::now().as_secs() + 3;
+        let [valid, another] = [exp, exp + 1].map(tokens::token);
+        let url = format!("{talks}&access_token={valid}");
+        let ending = open(sample.gateway, &url).await.run(&Plan::default()).await;
+        let late = tokens::now().saturating_sub(ending.after).as_secs_f64() - exp as f64;
+        assert!(ending.is_clean() && ending.is_immediate(), "{ending:?}");
+        assert_eq!(ending.close, Some((TOLD.0, TOLD.1.to_owned())));
+        assert!((0.0..IMMEDIATE.as_secs_f64()).contains(&late), "{late}");
+        // By the proxy that knows the token, and by no other.
+        assert_eq!(sent(), [0, 1].map(|proxy| before[proxy] + u64::from(proxy == i)));
+
+        // Without a token: `after`.
+        let begun = Instant::now();
+        let ending = open(sample.gateway, talks).await.run(&Plan::default()).await;
+        assert!(begun.elapsed() >= Duration::from_secs(4), "{ending:?}");
+        assert!(ending.is_clean(), "{ending:?}");
+        assert_eq!(ending.close, Some((TOLD.0, TOLD.1.to_owned())));
+
+        // One that has expired longer ago than clocks may differ, and one with the signature of another.
+        let (claims, _) = valid.rsplit_once('.').expect("a signature");
+        let (_, signature) = another.rsplit_once('.').expect("a signature");
+        for token in [tokens::token(exp - 120), format!("{claims}.{signature}")] {
+            for in_header in [false, true] {
+                let refused = refused(sample.gateway, talks, &token, in_header).await;
+                assert_eq!(refused, Some(401), "{token}, in a header: {in_header}");
+            }
+        }
+    }
+    // The server sees the clients' answers.
+    assert_eq!(sample.server.take_closes(), vec![(TOLD.0, String::new()); 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn age_by_token_of_wasm_plugins() {
+    age_by_token(ISTIO_1_28, "wasm-plugin.yaml").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn age_by_token_of_traffic_extensions() {
+    age_by_token(ISTIO_1_31, "traffic-extension.yaml").await;
 }
 
 /// Both filters from a file of the proxy's own.
