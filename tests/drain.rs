@@ -9,7 +9,7 @@ use testbed::browser::{Browser, Closing, Kind};
 use testbed::closing::until;
 use testbed::http2::Connection;
 use testbed::node::Sample;
-use testbed::{wire, Envoy, Mode, Server, Setup};
+use testbed::{tokens, wire, Envoy, Mode, Server, Setup};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::WebSocketStream;
@@ -569,26 +569,15 @@ async fn a_drain_leaves_nobody() {
     assert_eq!(envoy.over_hops("outlier_detection.ejections_enforced_total"), 0);
 }
 
-/// A token that Envoy's `jwt_authn` takes, which expires at `exp`, in seconds after 1970.
-fn token(exp: u64) -> String {
-    let key = jsonwebtoken::EncodingKey::from_secret(b"a secret of thirty-two bytes, no?");
-    let claims = json!({ "iss": "testbed", "exp": exp });
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token")
-}
-
 /// Envoy's filter, which takes requests without a token too.
 fn jwt_authn() -> Value {
-    // The same secret, as RFC 7518 §6.4 has it.
-    let keys = json!({ "keys": [{
-        "kty": "oct", "alg": "HS256", "k": "YSBzZWNyZXQgb2YgdGhpcnR5LXR3byBieXRlcywgbm8_",
-    }]});
     json!({
         "name": "envoy.filters.http.jwt_authn",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
             "providers": { "testbed": {
-                "issuer": "testbed",
-                "local_jwks": { "inline_string": keys.to_string() },
+                "issuer": tokens::ISSUER,
+                "local_jwks": { "inline_string": tokens::keys().to_string() },
                 "from_params": ["token"],
                 "payload_in_metadata": "payload",
             }},
@@ -606,18 +595,13 @@ async fn a_token_that_expires() {
     let age = json!({ "claim": "exp", "code": 1008, "reason": "token", "endSilentAfter": "1s" });
     let setup = Setup { filters_in_front: vec![jwt_authn()], ..Setup::new(Mode::Filter) };
     let envoy = setup.with("maxAge", age).start(server.address).await;
-    let seconds = || {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        since.expect("after 1970").as_secs()
-    };
     // Expired 20 s ago is still taken by jwt_authn, whose clock may be a minute fast.
     for (left, talks) in [(3, true), (-20_i64, true), (2, false)] {
-        let exp = seconds().saturating_add_signed(left);
+        let exp = tokens::now().as_secs().saturating_add_signed(left);
         let every = if talks { 50 } else { 0 };
-        let path = format!("/talks?by=server&every={every}&token={}", token(exp));
+        let path = format!("/talks?by=server&every={every}&token={}", tokens::token(exp));
         let seen = follow(WebSocket::open(envoy.address(), &path).await, None).await;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let late = now.expect("after 1970").as_secs_f64() - exp as f64;
+        let late = tokens::now().as_secs_f64() - exp as f64;
         if talks {
             assert!(seen.is(1008, "token"), "{seen:?}");
             assert!(left < 0 || (0.0..0.5).contains(&late), "{late}");

@@ -167,6 +167,19 @@ fn commented_variants_fit_the_crds() {
     }
 }
 
+/// With the patch of examples/age-by-token the plugin is as right as without.
+#[test]
+fn patches_fit_the_crds() {
+    let patch = fetch::root().join("examples/age-by-token/plugin-patch.yaml");
+    let patch = documents(&patch).remove(0).value;
+    let mut plugin = documents(&fetch::root().join("wasm-plugin.yaml")).remove(0).value;
+    json_patch::merge(&mut plugin, &patch);
+    Schemas::kept().check(&plugin).unwrap_or_else(|e| panic!("{e}\n{plugin:#}"));
+    let config = Config::parse(plugin["spec"]["pluginConfig"].to_string().as_bytes());
+    let Ok(Config::Http(config)) = config else { panic!("{config:?}") };
+    assert!(config.max_age.is_some_and(|age| age.claim), "{plugin:#}");
+}
+
 /// Every configuration of the module in a manifest, with where it stands: a WasmPlugin's is an
 /// object, an EnvoyFilter's is text.
 fn plugin_configs(value: &Value, found: &mut Vec<(&'static str, String)>) {

@@ -17,10 +17,10 @@ use ws_clean_close_core::counter::{Counter, ACTIVE, HANDSHAKE_MS};
 /// The kinds of files that belong to the project if a page names one. Envoy's are `.cc` and `.proto`, Istio's `.go`.
 const KINDS: &str = "md|rs|yaml|yml|json|toml|js|mjs|html|svg|png|wasm|sh|mod";
 
-/// Names in camel case that are neither the filter's nor in Istio's CRDs: Istio's programs, annotations and mesh
-/// configuration, a function of Envoy's, a browser's API; Envoy Gateway's and Kuma's fields; a
-/// library's option.
-const FOREIGN: [&str; 19] = [
+/// Names in camel case that are neither the filter's nor in the CRDs here: Istio's programs, annotations, mesh
+/// configuration and AuthorizationPolicies, a function of Envoy's, a browser's API; Envoy Gateway's and Kuma's fields;
+/// a library's option.
+const FOREIGN: [&str; 20] = [
     "delayedCloseTimeout",
     "drainTimeout",
     "enableEnvoyPatchPolicy",
@@ -32,6 +32,7 @@ const FOREIGN: [&str; 19] = [
     "configDir",
     "drainDuration",
     "proxyMetadata",
+    "requestPrincipals",
     "defaultConfig",
     "meshConfig",
     "nativeSidecar",

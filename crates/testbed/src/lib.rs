@@ -33,6 +33,8 @@ pub mod server;
 pub mod streams;
 #[cfg(feature = "tls")]
 pub mod tls;
+#[cfg(feature = "tokens")]
+pub mod tokens;
 pub mod wire;
 
 #[cfg(feature = "tls")]

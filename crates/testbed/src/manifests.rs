@@ -51,6 +51,7 @@ pub fn shipped() -> Vec<Manifest> {
         "",
         "envoyfilter",
         "examples",
+        "examples/age-by-token",
         "examples/probe",
         "examples/sample-app",
         "examples/waypoint",
