@@ -82,7 +82,7 @@ async fn a_sending_client_never_loses_the_code() {
     const COUNT: usize = 25;
     let server = Server::start().await;
     let mut browser = Browser::start(Kind::Chromium);
-    let path = format!("{}&after=60", path(Behaviour::FinWithoutWaiting, true, 4321));
+    let path = format!("{}&after=150", path(Behaviour::FinWithoutWaiting, true, 4321));
     let sending = Closing::Sending(100, 5);
     for hops in [1, 2] {
         let envoy = filter(server.address, hops).await;

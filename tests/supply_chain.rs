@@ -74,7 +74,7 @@ fn sources_and_licences() {
         .as_array()
         .expect("a list")
         .iter()
-        .filter_map(|name| spdx::license_id(name.as_str()?))
+        .filter_map(|name| name.as_str())
         .collect();
     assert!(allowed.len() > 3);
     for arguments in [&[][..], &["--manifest-path", "fuzz/Cargo.toml"]] {
@@ -89,9 +89,8 @@ fn sources_and_licences() {
             let text = package["license"].as_str().unwrap_or_else(|| panic!("{name}: no licence"));
             let licence = Expression::parse_mode(text, ParseMode::LAX)
                 .unwrap_or_else(|e| panic!("{name}: {text}: {e}"));
-            let fine = licence.evaluate(|term| {
-                term.license.id().is_some_and(|license| allowed.contains(&license))
-            });
+            // With its exception, if it has one.
+            let fine = licence.evaluate(|term| allowed.contains(&term.to_string()[..]));
             assert!(fine, "{name} is under {text}");
         }
     }
