@@ -43,7 +43,7 @@ impl Kind {
     fn program(self) -> Option<PathBuf> {
         match self {
             Self::Nginx => fetch::debian("nginx", "usr/sbin/nginx"),
-            Self::HaProxy => fetch::debian("haproxy", "usr/sbin/haproxy"),
+            Self::HaProxy => fetch::debian_with_libraries("haproxy", "usr/sbin/haproxy"),
         }
     }
 }
@@ -80,7 +80,10 @@ impl Proxy {
         let mut command = Command::new(program);
         match kind {
             Kind::Nginx => command.arg("-p").arg(&folder).args(["-e", "stderr", "-c"]).arg(&file),
-            Kind::HaProxy => command.args(["-db", "-f"]).arg(&file),
+            Kind::HaProxy => command
+                .args(["-db", "-f"])
+                .arg(&file)
+                .env("LD_LIBRARY_PATH", fetch::debian_libraries("haproxy")),
         };
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         let process = spawn(command).map_err(|e| format!("cannot run {}: {e}", kind.name()))?;
