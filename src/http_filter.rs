@@ -8,7 +8,7 @@ use proxy_wasm::types::Action;
 use ws_clean_close_core::config::HttpConfig;
 use ws_clean_close_core::{EarlyData, Side};
 
-use crate::body::Body;
+use crate::body::{Body, SmallFrames};
 use crate::host;
 use crate::root::Misplaced;
 use crate::websocket::{self, WebSocket};
@@ -123,7 +123,9 @@ impl HttpContext for Stream {
             Phase::WebSocket(websocket) => websocket.on_data(Side::Client, len, end_of_stream),
             // The bytes of an upload are soon seen to be no frames.
             Phase::Request(early) if len > 0 && !end_of_stream => {
-                early.get_or_insert_default().on_data(&mut Body::new(Side::Client, len));
+                let small_frames = SmallFrames::default();
+                let mut body = Body::new(Side::Client, len, &small_frames);
+                early.get_or_insert_default().on_data(&mut body);
             }
             Phase::Request(_) | Phase::Plain => {}
         }

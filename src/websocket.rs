@@ -16,7 +16,7 @@ use ws_clean_close_core::{
 };
 
 use crate::access_log::Fields;
-use crate::body::{self, Body};
+use crate::body::{self, Body, SmallFrames};
 use crate::close_queue::Handle;
 use crate::host;
 use crate::registry::Registry;
@@ -24,9 +24,6 @@ use crate::worker::{self, Waiting, Worker};
 
 /// Where `jwt_authn` leaves the claim `exp` of a token that it has verified.
 const TOKEN_EXPIRY: &str = "metadata\0filter_metadata\0envoy.filters.http.jwt_authn\0payload\0exp";
-/// After a chunk with small frames so many of the same side are expected to have them too; the next shows
-/// it anew.
-const SMALL_FRAMES: u8 = 16;
 /// `UpstreamConnectionTermination` (UC) in `response.flags` (envoy/stream_info/stream_info.h).
 const UPSTREAM_CONNECTION_TERMINATION: u64 = 0x40;
 
@@ -45,8 +42,8 @@ pub struct WebSocket {
     id: u32,
     worker: Rc<Worker>,
     session: RefCell<Session>,
-    /// How many chunks of the server's, and of the client's, are still expected to have small frames.
-    small_frames: [Cell<u8>; 2],
+    /// Of the server, and of the client.
+    small_frames: [SmallFrames; 2],
     /// What is written of it for the access log.
     fields: Fields,
     /// How to close its connection.
@@ -98,15 +95,13 @@ impl WebSocket {
     /// The next `len` bytes of `side` are in hand.
     pub fn on_data(&self, side: Side, len: usize, end_of_stream: bool) {
         let [server, client] = &self.small_frames;
-        let expected = match side {
+        let small_frames = match side {
             Side::Server => server,
             Side::Client => client,
         };
-        let mut body = Body::new(side, len).expecting_small_frames(expected.get() > 0);
+        let mut body = Body::new(side, len, small_frames);
         let actions =
             self.session.borrow_mut().on_data(side, &mut body, end_of_stream, worker::now);
-        let left = expected.get().saturating_sub(1);
-        expected.set(if body.has_small_frames() { SMALL_FRAMES } else { left });
         // Nearly always, and nothing is asked of the host for it.
         if actions == Actions::default() {
             return;
