@@ -3,12 +3,14 @@
 //! makes the tunnels there, is played by Envoy.
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{json, Value};
 use testbed::entry::Entry;
 use testbed::server::{self, UPGRADE};
+use testbed::tunnel::{
+    self, cluster, http2, listener, manager, originates, socket, terminates, TYPE,
+};
 use testbed::{envoy, fetch, wire, Client, Mode, Plan, Server, Setup, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -27,19 +29,11 @@ impl Mesh {
         let [entry, waypoint, server_tunnel] =
             [ports[0], ports[1], ports[2]].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let start = |listeners: Vec<Value>, clusters: Vec<Value>, address| {
-            let config = json!({
-                "bootstrap_extensions": [{
-                    "name": "envoy.bootstrap.internal_listener",
-                    "typed_config": { "@type": format!("{TYPE}bootstrap.internal_listener.v3.InternalListener") },
-                }],
-                "static_resources": { "listeners": listeners, "clusters": clusters },
-                "admin": { "address": socket(SocketAddr::from(([127, 0, 0, 1], 0))) },
-            });
-            let mut command = Command::new(fetch::envoy());
-            // One worker: all tunnels are streams of one connection.
-            command.args(["--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning"]);
-            testbed::Envoy::run(command, &config.to_string(), vec![address])
-                .unwrap_or_else(|log| panic!("{log}"))
+            let internal_listeners = json!({ "bootstrap_extensions": [{
+                "name": "envoy.bootstrap.internal_listener",
+                "typed_config": { "@type": format!("{TYPE}bootstrap.internal_listener.v3.InternalListener") },
+            }]});
+            tunnel::start(&listeners, &clusters, internal_listeners, address)
         };
         let last = start(
             vec![listener("hbone", Some(server_tunnel), &[terminates("server", "server")])],
@@ -59,13 +53,13 @@ impl Mesh {
             vec![
                 internal("main_internal", "main_internal"),
                 internal("vip", "connect_originate"),
-                tunnel("tunnel", server_tunnel),
+                http2("tunnel", server_tunnel),
             ],
             waypoint,
         );
         let first = start(
             vec![listener("client", Some(entry), &[originates("waypoint")])],
-            vec![tunnel("waypoint", waypoint)],
+            vec![http2("waypoint", waypoint)],
             entry,
         );
         Self { _held: held, _tunnels: [last, first], waypoint: middle, entry }
@@ -89,32 +83,6 @@ impl Mesh {
     }
 }
 
-const TYPE: &str = "type.googleapis.com/envoy.extensions.";
-
-fn socket(address: SocketAddr) -> Value {
-    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
-}
-
-/// A listener; an internal one without an address.
-fn listener(name: &str, address: Option<SocketAddr>, filters: &[Value]) -> Value {
-    let mut listener = json!({ "name": name, "filter_chains": [{ "filters": filters }] });
-    match address {
-        Some(address) => listener["address"] = socket(address),
-        None => listener["internal_listener"] = json!({}),
-    }
-    listener
-}
-
-fn cluster(name: &str, address: &Value) -> Value {
-    json!({
-        "name": name,
-        "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [{
-            "endpoint": { "address": address },
-        }]}]},
-        "outlier_detection": { "consecutive_5xx": 5, "max_ejection_percent": 100 },
-    })
-}
-
 /// The cluster of an internal listener.
 fn internal(name: &str, listener: &str) -> Value {
     let address = json!({
@@ -132,62 +100,6 @@ fn internal(name: &str, listener: &str) -> Value {
         },
     });
     cluster
-}
-
-/// The cluster of a tunnel: HTTP/2.
-fn tunnel(name: &str, address: SocketAddr) -> Value {
-    let mut cluster = cluster(name, &socket(address));
-    cluster["typed_extension_protocol_options"] = json!({
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": format!("{TYPE}upstreams.http.v3.HttpProtocolOptions"),
-            "explicit_http_config": { "http2_protocol_options": { "allow_connect": true } },
-        },
-    });
-    cluster
-}
-
-fn originates(cluster: &str) -> Value {
-    json!({
-        "name": "envoy.filters.network.tcp_proxy",
-        "typed_config": {
-            "@type": format!("{TYPE}filters.network.tcp_proxy.v3.TcpProxy"),
-            "stat_prefix": cluster,
-            "cluster": cluster,
-            "tunneling_config": { "hostname": "10.0.0.9:80" },
-        },
-    })
-}
-
-fn terminates(name: &str, cluster: &str) -> Value {
-    let mut manager = manager(name);
-    let config = &mut manager["typed_config"];
-    config["http2_protocol_options"] =
-        json!({ "allow_connect": true, "max_concurrent_streams": 100 });
-    config["stream_idle_timeout"] = json!("0s");
-    config["upgrade_configs"] = json!([{ "upgrade_type": "CONNECT" }]);
-    config["route_config"]["virtual_hosts"][0]["routes"] = json!([{
-        "match": { "connect_matcher": {} },
-        "route": {
-            "cluster": cluster, "timeout": "0s",
-            "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
-        },
-    }]);
-    manager
-}
-
-fn manager(name: &str) -> Value {
-    json!({
-        "name": "envoy.filters.network.http_connection_manager",
-        "typed_config": {
-            "@type": format!("{TYPE}filters.network.http_connection_manager.v3.HttpConnectionManager"),
-            "stat_prefix": name,
-            "http_filters": [{
-                "name": "envoy.filters.http.router",
-                "typed_config": { "@type": format!("{TYPE}filters.http.router.v3.Router") },
-            }],
-            "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [] }] },
-        },
-    })
 }
 
 /// The filters of `main_internal`, as examples/waypoint/ has them.

@@ -35,6 +35,7 @@ pub mod streams;
 pub mod tls;
 #[cfg(feature = "tokens")]
 pub mod tokens;
+pub mod tunnel;
 pub mod wire;
 
 #[cfg(feature = "tls")]
