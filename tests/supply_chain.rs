@@ -207,14 +207,17 @@ fn no_known_advisory_is_about_the_module() {
     ));
 }
 
+fn sections(module: &[u8]) -> impl Iterator<Item = Payload<'_>> {
+    Parser::new(0).parse_all(module).map(|section| section.expect("a module"))
+}
+
 /// Callbacks that a connection alone has: the SDK traps on one where it takes the context for an HTTP
 /// stream, which the filter says of every context.
 #[test]
 fn exports() {
     let module = fs::read(fetch::module()).expect("the module");
-    let exports: BTreeSet<String> = Parser::new(0)
-        .parse_all(&module)
-        .filter_map(|payload| match payload.expect("a module") {
+    let exports: BTreeSet<String> = sections(&module)
+        .filter_map(|section| match section {
             Payload::ExportSection(exports) => Some(exports),
             _ => None,
         })
@@ -228,9 +231,8 @@ fn exports() {
 #[test]
 fn imports() {
     let module = fs::read(fetch::module()).expect("the module");
-    let imports: BTreeSet<_> = Parser::new(0)
-        .parse_all(&module)
-        .filter_map(|payload| match payload.expect("a module") {
+    let imports: BTreeSet<_> = sections(&module)
+        .filter_map(|section| match section {
             Payload::ImportSection(imports) => Some(imports),
             _ => None,
         })

@@ -12,7 +12,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -284,36 +284,41 @@ pub(crate) fn python_packages() -> PathBuf {
 /// The Go peer, built from its source.
 fn go_peer() -> PathBuf {
     static PEER: OnceLock<PathBuf> = OnceLock::new();
-    PEER.get_or_init(|| {
-        let source = fetch::root().join("crates/testbed/peers/go");
-        let files = ["main.go", "go.sum"].map(|name| source.join(name));
-        let folder = fetch::folder_for("go", &[&files[0], &files[1]]);
-        let peer = folder.join("peer");
-        once(&folder, &peer, "Go modules", || {
-            let go = fetch::go().expect("asked for only where Go is");
-            run(Command::new(go).current_dir(source).args(["build", "-o"]).arg(&peer).arg("."));
-        });
-        peer
-    })
-    .clone()
+    let build = |source: &Path, folder: &Path| {
+        let mut go = Command::new(fetch::go().expect("asked for only where Go is"));
+        run(go.current_dir(source).args(["build", "-o"]).arg(folder.join("peer")).arg("."));
+    };
+    let peer = || built("go", ["main.go", "go.sum"], "peer", "Go modules", build);
+    PEER.get_or_init(peer).clone()
 }
 
 /// The Rust peer, built from its source.
 fn rust_peer() -> PathBuf {
     static PEER: OnceLock<PathBuf> = OnceLock::new();
-    PEER.get_or_init(|| {
-        let source = fetch::root().join("crates/testbed/peers/rust");
-        let files = ["src/main.rs", "Cargo.lock"].map(|name| source.join(name));
-        let folder = fetch::folder_for("rust", &[&files[0], &files[1]]);
-        let peer = folder.join("debug/peer");
-        once(&folder, &peer, "crates, and building the Rust peer", || {
-            let mut cargo = Command::new("cargo");
-            cargo.args(["build", "--quiet", "--locked", "--manifest-path"]);
-            run(cargo.arg(source.join("Cargo.toml")).arg("--target-dir").arg(&folder));
-        });
-        peer
-    })
-    .clone()
+    let build = |source: &Path, folder: &Path| {
+        let mut cargo = Command::new("cargo");
+        cargo.args(["build", "--quiet", "--locked", "--manifest-path"]);
+        run(cargo.arg(source.join("Cargo.toml")).arg("--target-dir").arg(folder));
+    };
+    let what = "crates, and building the Rust peer";
+    let peer = || built("rust", ["src/main.rs", "Cargo.lock"], "debug/peer", what, build);
+    PEER.get_or_init(peer).clone()
+}
+
+/// A peer that `build` makes of its source in a folder for as long as these files stay what they are.
+fn built(
+    language: &str,
+    files: [&str; 2],
+    peer: &str,
+    what: &str,
+    build: impl FnOnce(&Path, &Path),
+) -> PathBuf {
+    let source = fetch::root().join("crates/testbed/peers").join(language);
+    let [one, other] = files.map(|name| source.join(name));
+    let folder = fetch::folder_for(language, &[&one, &other]);
+    let peer = folder.join(peer);
+    once(&folder, &peer, what, || build(&source, &folder));
+    peer
 }
 
 /// The Java peer, compiled from its source, in `classes`, and what it needs in `jars`.

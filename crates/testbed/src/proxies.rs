@@ -40,11 +40,17 @@ impl Kind {
         here
     }
 
-    fn program(self) -> Option<PathBuf> {
+    /// Debian's.
+    fn package(self) -> &'static str {
         match self {
-            Self::Nginx => fetch::debian("nginx", "usr/sbin/nginx"),
-            Self::HaProxy => fetch::debian_with_libraries("haproxy", "usr/sbin/haproxy"),
+            Self::Nginx => "nginx",
+            Self::HaProxy => "haproxy",
         }
+    }
+
+    fn program(self) -> Option<PathBuf> {
+        let package = self.package();
+        fetch::debian_with_libraries(package, &format!("usr/sbin/{package}"))
     }
 }
 
@@ -80,11 +86,9 @@ impl Proxy {
         let mut command = Command::new(program);
         match kind {
             Kind::Nginx => command.arg("-p").arg(&folder).args(["-e", "stderr", "-c"]).arg(&file),
-            Kind::HaProxy => command
-                .args(["-db", "-f"])
-                .arg(&file)
-                .env("LD_LIBRARY_PATH", fetch::debian_libraries("haproxy")),
+            Kind::HaProxy => command.args(["-db", "-f"]).arg(&file),
         };
+        command.env("LD_LIBRARY_PATH", fetch::debian_libraries(kind.package()));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         let process = spawn(command).map_err(|e| format!("cannot run {}: {e}", kind.name()))?;
         let mut proxy = Self { process, hops, folder, _held: held };
