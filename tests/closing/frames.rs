@@ -23,7 +23,7 @@ fn rest_of_message(payload: &[u8], masked: bool) -> Vec<u8> {
 }
 
 /// Close frames of all kinds: their bytes, the counter for their code, and the code of the answer
-/// that a client is owed for one.
+/// that a client expects.
 fn odd_closes(masked: bool) -> Vec<(&'static str, Vec<u8>, &'static str, u16)> {
     let close = |payload: &[u8]| control(Control::Close, payload, masked);
     let code = |code: u16, reason: &[u8]| [&code.to_be_bytes(), reason].concat();

@@ -37,8 +37,8 @@ async fn limits() {
         for (limit, path, plan) in hanging() {
             let start = Instant::now();
             let ending = run(envoy.entry(hops), &path, &plan).await;
-            // From the beginning: where the inner hop is first, the outer one still gives the answer
-            // that the client is owed.
+            // From the beginning: if the inner hop is first, the outer one still gives the answer
+            // that the server never gave.
             let ms = start.elapsed().as_secs_f64() * 1000.0;
             println!("{hops} hops, {limit}, {path}: {ending}, {ms:.0} ms in all");
             assert_eq!(ending.end, End::Fin, "{path}: {ending:?}");

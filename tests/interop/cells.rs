@@ -68,7 +68,7 @@ impl Scenario {
             Self::ServerCloses => "closes, 4321",
             Self::ServerHalfCloses => "closes and half-closes, 4321",
             Self::ServerDoesNotWait => "closes and does not wait, 4321",
-            Self::ServerIsStopped => "is told to stop, 1012",
+            Self::ServerIsStopped => "is stopped, 1012",
             Self::ClientCloses => "is closed, 4000",
         }
     }

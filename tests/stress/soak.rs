@@ -116,7 +116,7 @@ impl Life {
             let answer = client.frames.next(&mut client.stream).await;
             match answer.map_err(|e| format!("no echo: {e}"))? {
                 Some(frame) if frame.payload == payload => echoed += len,
-                // Let go, for its age.
+                // Closed for its age.
                 Some(frame) if frame.is_close() => {
                     seen.code = Some(wire::read_close(&frame.payload).0);
                     seen.age = begun.elapsed();

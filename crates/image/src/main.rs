@@ -190,7 +190,7 @@ struct Layout {
 
 impl Layout {
     fn new(folder: &Path) -> Self {
-        // Blobs of an earlier module would stay for ever.
+        // Otherwise the blobs of an earlier module would stay.
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder.join("blobs/sha256")).expect("the folder can be made");
         let layout = Self { folder: folder.to_owned() };

@@ -421,7 +421,7 @@ pub struct Compiled {
     linker: Linker<Host>,
 }
 
-/// More than any callback takes: one that goes on for ever runs out of it.
+/// More than any callback takes: one that never ends runs out of it.
 const FUEL: u64 = 50_000_000;
 
 impl Compiled {

@@ -1,5 +1,5 @@
-// Java peers: `Peer serve jetty|undertow|tomcat|netty` and `Peer connect java.net.http|okhttp`; what is asked of them is said in
-// ../../src/peers.rs.
+// Java peers: `Peer serve jetty|undertow|tomcat|netty` and `Peer connect java.net.http|okhttp`; ../../src/peers.rs
+// describes what they do.
 import io.netty.bootstrap.ServerBootstrap;
 import io.netty.channel.Channel;
 import io.netty.channel.ChannelFuture;

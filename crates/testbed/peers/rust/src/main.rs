@@ -1,4 +1,4 @@
-//! Rust peers: `peer serve axum|actix PORT`; what is asked of them is said in ../../../src/peers.rs.
+//! Rust peers: `peer serve axum|actix PORT`; ../../../src/peers.rs describes what they do.
 
 use std::time::Duration;
 
