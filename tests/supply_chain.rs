@@ -236,7 +236,7 @@ fn imports() {
             Payload::ImportSection(imports) => Some(imports),
             _ => None,
         })
-        .flat_map(|imports| imports.into_imports())
+        .flatten()
         .map(|import| import.expect("an import"))
         // Those of proxy-wasm.
         .filter(|import| import.module != "env")
