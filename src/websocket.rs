@@ -1,6 +1,6 @@
 //! One WebSocket: gives its session what Envoy shows, and carries out what the session answers.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -100,8 +100,10 @@ impl WebSocket {
             Side::Client => client,
         };
         let mut body = Body::new(side, len, small_frames);
-        let actions =
-            self.session.borrow_mut().on_data(side, &mut body, end_of_stream, worker::now);
+        // Asked at most once: a call to the host.
+        let time = OnceCell::new();
+        let now = || *time.get_or_init(worker::now);
+        let actions = self.session.borrow_mut().on_data(side, &mut body, end_of_stream, now);
         // Nearly always, and nothing is asked of the host for it.
         if actions == Actions::default() {
             return;
@@ -115,7 +117,7 @@ impl WebSocket {
                 let mask = || worker::random().to_le_bytes();
                 let bytes = self.session.borrow().injection(mask);
                 if body::replace_end(side, at, len, &bytes) {
-                    let actions = self.session.borrow_mut().on_injected(worker::now());
+                    let actions = self.session.borrow_mut().on_injected(now());
                     self.carry_out(actions);
                 }
             }
