@@ -6,9 +6,13 @@ use serde::{Deserialize, Serialize};
 use testbed::{Envoy, Mode, Server, Setup};
 use tokio::task::JoinSet;
 
+use crate::floor::Questions;
 use crate::limits;
 use crate::many::{close, open, possible};
 use crate::measure::{amount, Spread};
+
+/// What any two filters of this kind add.
+const FLOOR: &str = "the floor";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Burst {
@@ -45,9 +49,15 @@ pub async fn run() -> Vec<Burst> {
     let server = Server::start().await;
     let count = possible(amount(5_000, 200));
     let mut envoys = Vec::new();
-    for mode in Mode::ALL {
-        let setup = Setup { workers: 1, ..Setup::new(mode) };
-        envoys.push((mode, setup.start(server.address).await));
+    let mut setups: Vec<_> = Mode::ALL.map(|mode| (mode.name(), Setup::new(mode))).into();
+    // Two filters that do nothing, and so leave the close to the baseline's setting.
+    let module = Questions::for_frames_of(0).setup().module;
+    let delay = Setup::new(Mode::Baseline).delayed_close_timeout;
+    let floor = Setup { module, delayed_close_timeout: delay, ..Setup::new(Mode::Filter) };
+    setups.push((FLOOR, floor));
+    for (name, setup) in setups {
+        let setup = Setup { workers: 1, ..setup };
+        envoys.push((name, setup.start(server.address).await));
     }
     let mut found = Vec::new();
     for by_server in [true, false] {
@@ -58,22 +68,22 @@ pub async fn run() -> Vec<Burst> {
 
 async fn bursts(
     server: &Server,
-    envoys: &[(Mode, Envoy)],
+    envoys: &[(&str, Envoy)],
     by_server: bool,
     count: usize,
 ) -> Vec<Burst> {
     let mut seen = vec![Vec::new(); envoys.len()];
-    for round in 0..amount(3, 1) {
+    for round in 0..amount(5, 1) {
         for turn in 0..envoys.len() {
             let which = (turn + round) % envoys.len();
             seen[which].push(once(server, &envoys[which].1, by_server, count).await);
         }
     }
     let mut found = Vec::new();
-    for ((mode, _), seen) in envoys.iter().zip(&seen) {
+    for ((name, _), seen) in envoys.iter().zip(&seen) {
         let burst = Burst {
             by_server,
-            mode: mode.name().to_owned(),
+            mode: (*name).to_owned(),
             count,
             seconds: Spread::of(seen.iter().map(|(seconds, _, _)| *seconds)),
             cpu: Spread::of(seen.iter().map(|(_, cpu, _)| *cpu)),
@@ -89,12 +99,17 @@ async fn bursts(
         );
         found.push(burst);
     }
-    let of = |mode: Mode| found.iter().find(|burst| burst.mode == mode.name());
-    if let (Some(baseline), Some(filter)) = (of(Mode::Baseline), of(Mode::Filter)) {
-        let median = |of: fn(&Burst) -> Spread| of(filter).median / of(baseline).median;
-        for (what, ratio) in [("last FIN", median(|b| b.seconds)), ("CPU", median(|b| b.cpu))] {
+    let of = |name: &str| found.iter().find(|burst| burst.mode == name);
+    if let (Some(baseline), Some(filter), Some(floor)) =
+        (of(Mode::Baseline.name()), of(Mode::Filter.name()), of(FLOOR))
+    {
+        for (what, of) in [
+            ("last FIN", (|burst| burst.seconds.median) as fn(&Burst) -> f64),
+            ("CPU", |burst| burst.cpu.median),
+        ] {
+            let (ratio, floor) = (of(filter) / of(baseline), of(floor) / of(baseline));
             let verdict = limits::verdict(ratio, Some(limits::BURST));
-            println!("    {what}: {ratio:.2} of the baseline's{verdict}");
+            println!("    {what}: {ratio:.2} of the baseline's, the floor {floor:.2}{verdict}");
         }
     }
     found

@@ -18,6 +18,7 @@ pub(crate) enum Scenario {
     ServerHalfCloses,
     ServerDoesNotWait,
     ServerIsStopped,
+    ServerReloads,
     ClientCloses,
 }
 
@@ -49,7 +50,7 @@ impl Scenario {
         match self {
             Self::ServerCloses | Self::ServerHalfCloses => ("/server", None),
             Self::ServerDoesNotWait => ("/fin-without-waiting", None),
-            Self::ServerIsStopped => ("/client", None),
+            Self::ServerIsStopped | Self::ServerReloads => ("/client", None),
             Self::ClientCloses => ("/client", Some(4000)),
         }
     }
@@ -58,7 +59,7 @@ impl Scenario {
     pub(crate) fn code(self) -> u16 {
         match self {
             Self::ServerCloses | Self::ServerHalfCloses | Self::ServerDoesNotWait => 4321,
-            Self::ServerIsStopped => 1012,
+            Self::ServerIsStopped | Self::ServerReloads => 1012,
             Self::ClientCloses => 4000,
         }
     }
@@ -69,6 +70,7 @@ impl Scenario {
             Self::ServerHalfCloses => "closes and half-closes, 4321",
             Self::ServerDoesNotWait => "closes and does not wait, 4321",
             Self::ServerIsStopped => "is stopped, 1012",
+            Self::ServerReloads => "reloads its source, 1012",
             Self::ClientCloses => "is closed, 4000",
         }
     }

@@ -119,31 +119,42 @@ impl Measured {
         }
     }
 
-    /// A server is told to stop while WebSockets are open to it; one of its own for each way.
-    async fn measure_stop(&mut self, library: Library) {
+    /// A server is told to stop, or to start anew, while WebSockets are open to it.
+    async fn measure_end(&mut self, library: Library, scenario: Scenario) {
+        let stops = scenario == Scenario::ServerIsStopped;
         let mut server = Serving::start(library);
         let address = server.address;
         let envoys = self.envoys(address, library.takes_http2()).await;
         let mut entries = entries(&envoys);
-        // The last two, so that the server with TLS takes the other's place.
-        for (tls, scheme) in [(false, "ws"), (true, "wss")] {
+        let direct = |scheme, tls| {
             let url = format!("{scheme}://{address}");
-            entries.push(Entry { way: Way::direct(tls), url, envoy: None });
+            Entry { way: Way::direct(tls), url, envoy: None }
+        };
+        entries.push(direct("ws", false));
+        if library.serves_tls() {
+            // The last, so that the server with TLS takes the other's place.
+            entries.push(direct("wss", true));
         }
         let mut with_tls = entries.iter().skip(1).map(|entry| entry.way == Way::direct(true));
         for entry in &entries {
-            let all = self.clients.len() * self.count;
-            self.run(library.name(), entry, &[(Scenario::ServerIsStopped, &entry.url)], || {
+            let all = server.opened() + self.clients.len() * self.count;
+            self.run(library.name(), entry, &[(scenario, &entry.url)], || {
                 let patience = Instant::now() + Duration::from_secs(30);
                 while server.opened() < all {
                     assert!(Instant::now() < patience, "{} of {all} opened", server.opened());
                     std::thread::sleep(PAUSE);
                 }
-                server.stop();
+                if stops {
+                    server.stop();
+                } else {
+                    server.reload();
+                }
             });
-            drop(server);
-            let tls = with_tls.next().unwrap_or_default();
-            server = Serving::start_at(library, address.port(), tls);
+            if stops {
+                drop(server);
+                let tls = with_tls.next().unwrap_or_default();
+                server = Serving::start_at(library, address.port(), tls);
+            }
         }
     }
 
@@ -356,7 +367,8 @@ async fn measure(
     if only.is_some() {
         return measured;
     }
-    measured.measure_stop(Library::Uvicorn).await;
+    measured.measure_end(Library::Uvicorn, Scenario::ServerIsStopped).await;
+    measured.measure_end(Library::Fastapi, Scenario::ServerReloads).await;
     measured
 }
 

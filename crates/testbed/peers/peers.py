@@ -1,12 +1,17 @@
-"""Python peers: `peers.py serve websockets|aiohttp|uvicorn|hypercorn|daphne|tornado` and
+"""Python peers: `peers.py serve websockets|aiohttp|uvicorn|fastapi|hypercorn|daphne|tornado` and
 `peers.py connect websockets|aiohttp|tornado`; what is asked of them is said in ../src/peers.rs."""
 
 import asyncio
 import json
+import multiprocessing
+import os
+import pathlib
 import signal
 import socket as sockets
 import ssl
 import sys
+import tempfile
+import threading
 import time
 
 import aiohttp
@@ -112,6 +117,52 @@ async def serve_uvicorn(port, *files):
     await serving
 
 
+def serve_fastapi(port):
+    """As by `uvicorn --reload`, which starts a process for each version of the source; SIGHUP changes it."""
+    import uvicorn
+    import uvicorn.supervisors
+
+    folder = tempfile.TemporaryDirectory()
+    source = pathlib.Path(folder.name, "source.py")
+    source.touch()
+    config = uvicorn.Config(
+        "peers:fastapi_application",
+        factory=True,
+        port=port,
+        reload=True,
+        reload_dirs=[folder.name],
+        log_level="error",
+    )
+    signal.signal(signal.SIGHUP, lambda *_: source.touch())
+    listener = config.bind_socket()
+    say(f"listening on {listener.getsockname()[1]}")
+    server = uvicorn.Server(config)
+    uvicorn.supervisors.ChangeReload(config, target=server.run, sockets=[listener]).run()
+
+
+def fastapi_application():
+    import fastapi
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    application = fastapi.FastAPI()
+
+    @application.websocket("/{path}")
+    async def follow(socket: fastapi.WebSocket, path: str):
+        await socket.accept()
+        say("opened")
+        try:
+            while True:
+                await socket.receive_text()
+        except fastapi.WebSocketDisconnect as end:
+            say(f"closed /{path} {end.code}")
+
+    return application
+
+
 async def serve_hypercorn(port, *files):
     import hypercorn.asyncio
     import hypercorn.config
@@ -130,7 +181,6 @@ async def serve_hypercorn(port, *files):
 
 
 def serve_daphne(port):
-    """Not a coroutine: it brings an event loop of its own."""
     import daphne.server
 
     def ready():
@@ -249,10 +299,15 @@ async def drive(library):
         say(json.dumps(answer))
 
 
-role, library, *rest = sys.argv[1:]
-if role == "connect":
-    asyncio.run(drive(library))
-elif library == "daphne":
-    serve_daphne(int(rest[0]))
-else:
-    asyncio.run(globals()[f"serve_{library}"](int(rest[0]), *rest[1:]))
+# Those that bring an event loop of their own.
+LOOPS = {"daphne": serve_daphne, "fastapi": serve_fastapi}
+
+# A process that one of them starts imports this file.
+if __name__ == "__main__":
+    role, library, *rest = sys.argv[1:]
+    if role == "connect":
+        asyncio.run(drive(library))
+    elif library in LOOPS:
+        LOOPS[library](int(rest[0]))
+    else:
+        asyncio.run(globals()[f"serve_{library}"](int(rest[0]), *rest[1:]))

@@ -41,6 +41,8 @@ pub enum Library {
     Aiohttp,
     /// Python; a server only.
     Uvicorn,
+    /// On uvicorn with `--reload`.
+    Fastapi,
     /// Python; a server only.
     Hypercorn,
     /// The same, with HTTP/2 between the proxy and it.
@@ -149,6 +151,7 @@ impl Library {
             Self::Websockets => "websockets",
             Self::Aiohttp => "aiohttp",
             Self::Uvicorn => "uvicorn",
+            Self::Fastapi => "FastAPI",
             Self::Hypercorn => "Hypercorn",
             Self::HypercornHttp2 => "Hypercorn over HTTP/2",
             Self::Daphne => "Daphne",
@@ -171,10 +174,10 @@ impl Library {
     pub fn ecosystem(self) -> Ecosystem {
         match self {
             Self::Ws | Self::WebsocketNode | Self::Undici => Ecosystem::Node,
-            Self::Websockets | Self::Aiohttp | Self::Uvicorn | Self::Tornado | Self::Daphne => {
+            Self::Websockets | Self::Aiohttp | Self::Uvicorn | Self::Fastapi => Ecosystem::Python,
+            Self::Hypercorn | Self::HypercornHttp2 | Self::Daphne | Self::Tornado => {
                 Ecosystem::Python
             }
-            Self::Hypercorn | Self::HypercornHttp2 => Ecosystem::Python,
             Self::Gorilla | Self::Coder | Self::Gobwas | Self::X => Ecosystem::Go,
             Self::Axum | Self::Actix => Ecosystem::Rust,
             Self::Jetty | Self::Undertow | Self::Tomcat | Self::Netty => Ecosystem::Java,
@@ -189,7 +192,7 @@ impl Library {
 
     /// Whether the peer of this library serves over TLS.
     pub fn serves_tls(self) -> bool {
-        !matches!(self, Self::HypercornHttp2 | Self::Daphne)
+        !matches!(self, Self::HypercornHttp2 | Self::Daphne | Self::Fastapi)
             && !matches!(self.ecosystem(), Ecosystem::Java | Ecosystem::Rust)
     }
 
@@ -429,8 +432,17 @@ impl Serving {
 
     /// Tells it to stop (SIGTERM).
     pub fn stop(&self) {
+        self.signal("TERM");
+    }
+
+    /// Changes the source that it watches (SIGHUP).
+    pub fn reload(&self) {
+        self.signal("HUP");
+    }
+
+    fn signal(&self, name: &str) {
         // The shell's own `kill`: not every system has a program of that name.
-        run(Command::new("sh").arg("-c").arg(format!("kill -TERM {}", self.process.id())));
+        run(Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.process.id())));
     }
 }
 
