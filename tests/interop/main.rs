@@ -139,15 +139,14 @@ impl Measured {
         for entry in &entries {
             let all = server.opened() + self.clients.len() * self.count;
             self.run(library.name(), entry, &[(scenario, &entry.url)], || {
-                let patience = Instant::now() + Duration::from_secs(30);
-                while server.opened() < all {
-                    assert!(Instant::now() < patience, "{} of {all} opened", server.opened());
-                    std::thread::sleep(PAUSE);
-                }
+                wait_until(|| server.opened() >= all);
                 if stops {
                     server.stop();
                 } else {
+                    let starts = server.starts();
                     server.reload();
+                    // Before the old process has ended, it accepts connections that it does not serve.
+                    wait_until(|| server.starts() > starts);
                 }
             });
             if stops {
@@ -289,6 +288,15 @@ impl Measured {
             table += &format!("| {server} {what} | {clients} | {} |\n", row.join(" | "));
         }
         table
+    }
+}
+
+/// At most 30 s.
+fn wait_until(come: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(30);
+    while !come() {
+        assert!(Instant::now() < patience, "not within 30 s");
+        std::thread::sleep(PAUSE);
     }
 }
 

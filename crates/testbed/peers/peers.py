@@ -135,6 +135,7 @@ def serve_fastapi(port):
     )
     signal.signal(signal.SIGHUP, lambda *_: source.touch())
     listener = config.bind_socket()
+    listener.listen(2048)
     say(f"listening on {listener.getsockname()[1]}")
     server = uvicorn.Server(config)
     uvicorn.supervisors.ChangeReload(config, target=server.run, sockets=[listener]).run()
@@ -147,6 +148,7 @@ def fastapi_application():
         multiprocessing.parent_process().join()
         os._exit(0)
 
+    say("started")
     threading.Thread(target=end_with_parent, daemon=True).start()
     application = fastapi.FastAPI()
 

@@ -371,6 +371,7 @@ pub struct Serving {
     process: Child,
     pub address: SocketAddr,
     opened: Arc<AtomicUsize>,
+    starts: Arc<AtomicUsize>,
     statuses: Arc<Mutex<Vec<Status>>>,
 }
 
@@ -398,12 +399,13 @@ impl Serving {
         let port = line.strip_prefix("listening on ").and_then(|port| port.parse().ok());
         let port: u16 = port.unwrap_or_else(|| panic!("{} said {line:?}", library.name()));
         let opened = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&opened);
+        let starts = Arc::new(AtomicUsize::new(0));
+        let counts = [("opened", Arc::clone(&opened)), ("started", Arc::clone(&starts))];
         let statuses = Arc::new(Mutex::new(Vec::new()));
         let reported = Arc::clone(&statuses);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                if line == "opened" {
+                if let Some((_, count)) = counts.iter().find(|(what, _)| *what == line) {
                     count.fetch_add(1, Relaxed);
                 }
                 if let Some(status) = Status::read(&line) {
@@ -412,12 +414,17 @@ impl Serving {
             }
         });
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        Self { process, address, opened, statuses }
+        Self { process, address, opened, starts, statuses }
     }
 
     /// How many WebSockets have been opened to it.
     pub fn opened(&self) -> usize {
         self.opened.load(Relaxed)
+    }
+
+    /// How often its source was loaded, if it is told to reload it.
+    pub fn starts(&self) -> usize {
+        self.starts.load(Relaxed)
     }
 
     /// What its library reported of each WebSocket that has ended since the last call.
