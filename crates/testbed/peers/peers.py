@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import socket as sockets
 import ssl
@@ -122,19 +123,20 @@ def serve_fastapi(port):
     import uvicorn
     import uvicorn.supervisors
 
-    folder = tempfile.TemporaryDirectory()
-    source = pathlib.Path(folder.name, "source.py")
+    folder = os.environ["WATCHED"] = tempfile.mkdtemp()
+    source = pathlib.Path(folder, "source.py")
     source.touch()
     config = uvicorn.Config(
         "peers:fastapi_application",
         factory=True,
         port=port,
         reload=True,
-        reload_dirs=[folder.name],
+        reload_dirs=[folder],
         log_level="error",
     )
     signal.signal(signal.SIGHUP, lambda *_: source.touch())
     listener = config.bind_socket()
+    # Not only once the other process does.
     listener.listen(2048)
     say(f"listening on {listener.getsockname()[1]}")
     server = uvicorn.Server(config)
@@ -146,6 +148,7 @@ def fastapi_application():
 
     def end_with_parent():
         multiprocessing.parent_process().join()
+        shutil.rmtree(os.environ["WATCHED"])
         os._exit(0)
 
     say("started")

@@ -1,9 +1,9 @@
-//! WebSocket peers in their own languages. A server says `listening on PORT`, and `opened` for each
-//! WebSocket; it closes it with 4321 "bye" on `/server`, so too on `/fin-without-waiting` but without waiting for
-//! the answer, and leaves the closing to the client on `/client`. Those that report a status of their own say
-//! `closed PATH CODE`, and ws how many messages it had. Its last arguments are the port and, for TLS, a certificate and its
-//! key. A client is driven as a browser is: a JSON job a line, `{url, close, count}`, and for each an answer
-//! `{closes: [...]}`.
+//! WebSocket peers in their own languages. A server says `listening on PORT`, and `opened` for each WebSocket; it
+//! closes it with 4321 "bye" on `/server`, so too on `/fin-without-waiting` but without waiting for the answer, and
+//! leaves the closing to the client on `/client`. Those that report a status of their own say `closed PATH CODE`, and
+//! ws how many messages it had. Its last arguments are the port and, for TLS, a certificate and its key. One that
+//! reloads its source says `started` each time. A client is driven as a browser is: a JSON job a line, `{url, close,
+//! count}`, and for each an answer `{closes: [...]}`.
 //!
 //! On `/works` aiohttp, gorilla/websocket and Jetty send [`MESSAGES`] messages in 12 s before they read anything, a Close
 //! frame of the client's too. So do the clients aiohttp and gorilla/websocket in a job with `works`; java.net.http reads
