@@ -3,36 +3,44 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use testbed::{Envoy, Mode, Server, Setup};
+use testbed::{Mode, Server, Setup};
 use tokio::task::JoinSet;
 
 use crate::floor::Questions;
 use crate::limits;
 use crate::many::{close, open, possible};
-use crate::measure::{amount, Spread};
-
-/// What any two filters of this kind add.
-const FLOOR: &str = "the floor";
+use crate::measure::{amount, Lanes, Spread};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Burst {
     pub by_server: bool,
-    pub mode: String,
+    pub setup: String,
     pub count: usize,
     /// Until the last client has its FIN, in seconds.
     pub seconds: Spread,
     /// CPU seconds of Envoy.
     pub cpu: Spread,
+    /// To the baseline, in the same round.
+    pub ratio_seconds: Spread,
+    pub ratio_cpu: Spread,
     /// Closes with both Close frames and FIN, in the worst round.
     pub clean: usize,
 }
 
-async fn once(server: &Server, envoy: &Envoy, by_server: bool, count: usize) -> (f64, f64, usize) {
+/// What one round has shown.
+#[derive(Clone, Copy)]
+struct Seen {
+    seconds: f64,
+    cpu: f64,
+    clean: usize,
+}
+
+async fn once(server: &Server, lanes: &Lanes, lane: usize, by_server: bool, count: usize) -> Seen {
     let path = if by_server { "/waits?by=server&told=1" } else { "/waits?by=client" };
-    let clients = open(envoy.address(), path, count).await;
+    let clients = open(lanes.address(lane), path, count).await;
     // Until each waits for it, at the server too.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let (start, cpu) = (Instant::now(), envoy.cpu_seconds());
+    let (start, cpu) = (Instant::now(), lanes.envoy.cpu_seconds());
     let code = (!by_server).then_some(1000);
     let mut closes = JoinSet::new();
     for client in clients {
@@ -42,75 +50,68 @@ async fn once(server: &Server, envoy: &Envoy, by_server: bool, count: usize) -> 
     let clean = closes.join_all().await.into_iter().filter(|clean| *clean).count();
     let seconds = start.elapsed().as_secs_f64();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    (seconds, envoy.cpu_seconds() - cpu, clean)
+    Seen { seconds, cpu: lanes.envoy.cpu_seconds() - cpu, clean }
 }
 
 pub async fn run() -> Vec<Burst> {
     let server = Server::start().await;
     let count = possible(amount(5_000, 200));
-    let mut envoys = Vec::new();
-    let mut setups: Vec<_> = Mode::ALL.map(|mode| (mode.name(), Setup::new(mode))).into();
     // Two filters that do nothing, and so leave the close to the baseline's setting.
-    let module = Questions::for_frames_of(0).setup().module;
-    let delay = Setup::new(Mode::Baseline).delayed_close_timeout;
-    let floor = Setup { module, delayed_close_timeout: delay, ..Setup::new(Mode::Filter) };
-    setups.push((FLOOR, floor));
-    for (name, setup) in setups {
-        let setup = Setup { workers: 1, ..setup };
-        envoys.push((name, setup.start(server.address).await));
-    }
-    let mut found = Vec::new();
-    for by_server in [true, false] {
-        found.extend(bursts(&server, &envoys, by_server, count).await);
-    }
+    let floor = Setup {
+        module: Questions::for_frames_of(0).setup().module,
+        delayed_close_timeout: Setup::new(Mode::Baseline).delayed_close_timeout,
+        ..Setup::new(Mode::Filter)
+    };
+    let lanes = [
+        ("baseline", Setup::new(Mode::Baseline)),
+        ("filter", Setup::new(Mode::Filter)),
+        ("the floor", floor),
+        ("default", Setup::new(Mode::Default)),
+    ];
+    let lanes = Lanes::start(server.address, lanes).await;
+    let mut found = bursts(&server, &lanes, true, count).await;
+    found.extend(bursts(&server, &lanes, false, count).await);
     found
 }
 
-async fn bursts(
-    server: &Server,
-    envoys: &[(&str, Envoy)],
-    by_server: bool,
-    count: usize,
-) -> Vec<Burst> {
-    let mut seen = vec![Vec::new(); envoys.len()];
-    for round in 0..amount(5, 1) {
-        for turn in 0..envoys.len() {
-            let which = (turn + round) % envoys.len();
-            seen[which].push(once(server, &envoys[which].1, by_server, count).await);
+async fn bursts(server: &Server, lanes: &Lanes, by_server: bool, count: usize) -> Vec<Burst> {
+    let number = lanes.names().len();
+    let mut seen = vec![Vec::new(); number];
+    for round in 0..amount(7, 1) {
+        for turn in 0..number {
+            let which = (turn + round) % number;
+            seen[which].push(once(server, lanes, which, by_server, count).await);
         }
     }
+    let ratio = |seen: &[Seen], baseline: &[Seen], of: fn(&Seen) -> f64| {
+        Spread::of(seen.iter().zip(baseline).map(|(one, other)| of(one) / of(other)))
+    };
     let mut found = Vec::new();
-    for ((name, _), seen) in envoys.iter().zip(&seen) {
+    for (setup, rounds) in lanes.names().iter().zip(&seen) {
         let burst = Burst {
             by_server,
-            mode: (*name).to_owned(),
+            setup: setup.clone(),
             count,
-            seconds: Spread::of(seen.iter().map(|(seconds, _, _)| *seconds)),
-            cpu: Spread::of(seen.iter().map(|(_, cpu, _)| *cpu)),
-            clean: seen.iter().map(|(_, _, clean)| *clean).min().unwrap_or(0),
+            seconds: Spread::of(rounds.iter().map(|seen| seen.seconds)),
+            cpu: Spread::of(rounds.iter().map(|seen| seen.cpu)),
+            ratio_seconds: ratio(rounds, &seen[0], |seen| seen.seconds),
+            ratio_cpu: ratio(rounds, &seen[0], |seen| seen.cpu),
+            clean: rounds.iter().map(|seen| seen.clean).min().unwrap_or(0),
         };
+        let limit = (setup == "filter").then_some(limits::BURST);
+        let verdict = |ratio: Spread| limits::verdict(ratio.median, limit);
         println!(
-            "  {count} at once by the {}, {:8} last FIN after {:.2} s, CPU {:.2} s, {} clean",
+            "  {count} at once by the {:7} {setup:9} {} clean, last FIN after {:.2} s, {:.2}{}; CPU {:.2} s, {:.2}{}",
             if by_server { "server" } else { "clients" },
-            burst.mode,
+            burst.clean,
             burst.seconds.median,
+            burst.ratio_seconds.median,
+            verdict(burst.ratio_seconds),
             burst.cpu.median,
-            burst.clean
+            burst.ratio_cpu.median,
+            verdict(burst.ratio_cpu),
         );
         found.push(burst);
-    }
-    let of = |name: &str| found.iter().find(|burst| burst.mode == name);
-    if let (Some(baseline), Some(filter), Some(floor)) =
-        (of(Mode::Baseline.name()), of(Mode::Filter.name()), of(FLOOR))
-    {
-        for (what, of) in [
-            ("last FIN", (|burst| burst.seconds.median) as fn(&Burst) -> f64),
-            ("CPU", |burst| burst.cpu.median),
-        ] {
-            let (ratio, floor) = (of(filter) / of(baseline), of(floor) / of(baseline));
-            let verdict = limits::verdict(ratio, Some(limits::BURST));
-            println!("    {what}: {ratio:.2} of the baseline's, the floor {floor:.2}{verdict}");
-        }
     }
     found
 }

@@ -206,16 +206,18 @@ fn memory(uses: &[Use]) -> String {
 fn bursts(found: &[Burst]) -> String {
     let count = found.first().map_or(0, |burst| burst.count);
     let mut table = format!(
-        "| {count} at once, closed by | | seconds to the last FIN | CPU seconds | clean, in the worst round |\n\
-         | --- | --- | --- | --- | --- |\n"
+        "| {count} at once, closed by | | last FIN after | ratio | CPU time | ratio | clean, in the worst round |\n\
+         | --- | --- | --- | --- | --- | --- | --- |\n"
     );
     for burst in found {
         table += &format!(
-            "| the {} | {} | {} | {} | {} |\n",
+            "| the {} | {} | {:.2} s | {} | {:.2} s | {} | {} |\n",
             if burst.by_server { "server" } else { "clients" },
-            burst.mode,
-            spread(&burst.seconds, 2),
-            spread(&burst.cpu, 2),
+            burst.setup,
+            burst.seconds.median,
+            spread(&burst.ratio_seconds, 2),
+            burst.cpu.median,
+            spread(&burst.ratio_cpu, 2),
             burst.clean
         );
     }
