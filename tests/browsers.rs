@@ -126,9 +126,9 @@ async fn a_page_that_asks_and_is_refused() {
     assert!(no_more_than(&rounds), "{rounds:?}");
 }
 
-/// The answer that a client was owed, and a code for the clients of a server that died.
+/// The answer that the server never gave, and a code for the clients of a server that died.
 #[tokio::test(flavor = "multi_thread")]
-async fn codes_in_place_of_the_server() {
+async fn codes_instead_of_the_servers() {
     let server = Server::start().await;
     let abnormal = serde_json::json!({ "code": 1012, "reason": "restarting" });
     let quiet = filter(server.address, 2).await;

@@ -94,7 +94,10 @@ impl Lanes {
         let filter = lanes[1].1.clone();
         let mut lanes: Vec<_> =
             lanes.into_iter().map(|(name, setup)| (name.to_owned(), setup)).collect();
-        lanes.extend(bases(&filter));
+        for file in bases() {
+            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            lanes.push((name, Setup { module: Some(file), ..filter.clone() }));
+        }
         let (names, setups): (Vec<_>, Vec<_>) = lanes.into_iter().unzip();
         let mut setups = setups.into_iter();
         let first = setups.next().expect("a lane");
@@ -230,20 +233,15 @@ fn file(item: &str) -> PathBuf {
     folder.join(format!("{item}.json"))
 }
 
-/// Modules to compare with, attached as `filter` is: `BENCH_BASE` names them with a comma between them.
-fn bases(filter: &Setup) -> Vec<(String, Setup)> {
+/// Modules to compare with, which `BENCH_BASE` names with a comma between them.
+fn bases() -> Vec<PathBuf> {
     let files = std::env::var("BENCH_BASE").unwrap_or_default();
-    let files = files.split(',').filter(|file| !file.is_empty()).map(PathBuf::from);
-    let base = |file: PathBuf| {
-        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        (name, Setup { module: Some(file), ..filter.clone() })
-    };
-    files.map(base).collect()
+    files.split(',').filter(|file| !file.is_empty()).map(PathBuf::from).collect()
 }
 
 /// Keeps what an item has found; not if it was compared with other modules, which are no rows of the page.
 pub fn save<T: Serialize>(item: &str, found: &T) {
-    if std::env::var_os("BENCH_BASE").is_some() {
+    if !bases().is_empty() {
         return;
     }
     let kept = Kept { machine: Machine::here(), found };

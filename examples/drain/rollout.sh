@@ -4,7 +4,7 @@
 # 1. rolls the deployment: new pods take the new connections, old ones stay until they are empty
 #    (examples/drain/gateway.yaml);  2. drains: every WebSocket gets its Close frame within WITHIN, a silent one is
 #    ended END_SILENT_AFTER later;  3. waits until the old pods are gone;  4. takes the drain back.
-# WebSockets of the new pods are due WITHIN after they were opened, so that few of them are told before step 4.
+# WebSockets of the new pods are due WITHIN after they were opened, so that few of them receive theirs before step 4.
 #
 # usage: rollout.sh            with, as environment variables, what is not as here:
 set -eu

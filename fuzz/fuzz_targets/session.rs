@@ -86,8 +86,8 @@ fuzz_target!(|input: Input| {
                     }
                 }
                 assert!(!actions.reset || config.enforce && side == Side::Server);
-                // One of its own; and the answer that the client is owed behind it, if that went to
-                // the server.
+                // One of its own; and behind it the answer that the server never gave the client, if that
+                // went to the server.
                 assert!(own <= 2, "{own}");
                 if end_of_stream && !client {
                     break;

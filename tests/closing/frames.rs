@@ -77,7 +77,7 @@ async fn odd_closes_of_the_server() {
 async fn odd_closes_of_the_client() {
     let server = Server::start().await;
     let envoy = Setup::new(Mode::Filter).hops(2).start(server.address).await;
-    for (what, bytes, _, owed) in odd_closes(true) {
+    for (what, bytes, _, answer) in odd_closes(true) {
         for single in [false, true] {
             for behaviour in [Behaviour::Waits, Behaviour::FinWithoutWaiting, Behaviour::Resets] {
                 let mut client = open(envoy.address(), &path(behaviour, false, 0)).await;
@@ -92,7 +92,7 @@ async fn odd_closes_of_the_client() {
                 let ending = client.run(&unanswering()).await;
                 assert!(ending.end == End::Fin && ending.is_immediate(), "{what}: {ending:?}");
                 if behaviour != Behaviour::Waits {
-                    assert_eq!(ending.close, Some((owed, String::new())), "{what}: {ending:?}");
+                    assert_eq!(ending.close, Some((answer, String::new())), "{what}: {ending:?}");
                 }
             }
         }

@@ -32,6 +32,18 @@ struct Entry<'a> {
     envoy: Option<&'a Envoy>,
 }
 
+impl Entry<'_> {
+    /// Without a proxy.
+    fn direct(tls: bool, server: SocketAddr) -> Self {
+        Self { way: Way::direct(tls), url: url(tls, server), envoy: None }
+    }
+}
+
+fn url(tls: bool, address: SocketAddr) -> String {
+    let scheme = if tls { "wss" } else { "ws" };
+    format!("{scheme}://{address}")
+}
+
 struct Measured {
     clients: Vec<Client>,
     cells: Cells,
@@ -59,9 +71,8 @@ impl Measured {
                 let setup = if self.patient { setup.patient() } else { setup };
                 let envoy = setup.start(server).await;
                 let entry = |&&(hops, tls): &&(usize, bool)| {
-                    let scheme = if tls { "wss" } else { "ws" };
                     let way = Way { mode: Some(mode.name()), hops, tls };
-                    (way, format!("{scheme}://{}", envoy.entry(hops)))
+                    (way, url(tls, envoy.entry(hops)))
                 };
                 let entries = ways.iter().map(entry).collect();
                 envoys.push((envoy, entries));
@@ -77,10 +88,9 @@ impl Measured {
         let with_tls = if serves_tls { Some(Server::start(name, true).await) } else { None };
         let envoys = self.envoys(server.address(), takes_http2(name)).await;
         let mut entries = entries(&envoys);
-        let direct = |tls, url| Entry { way: Way::direct(tls), url, envoy: None };
-        entries.push(direct(false, format!("ws://{}", server.address())));
+        entries.push(Entry::direct(false, server.address()));
         if let Some(server) = &with_tls {
-            entries.push(direct(true, format!("wss://{}", server.address())));
+            entries.push(Entry::direct(true, server.address()));
         }
         let scenarios = Scenario::of(name);
         for entry in entries {
@@ -119,21 +129,17 @@ impl Measured {
         }
     }
 
-    /// A server is told to stop, or to start anew, while WebSockets are open to it.
+    /// A server stops, or starts anew, while WebSockets are open to it.
     async fn measure_end(&mut self, library: Library, scenario: Scenario) {
         let stops = scenario == Scenario::ServerIsStopped;
         let mut server = Serving::start(library);
         let address = server.address;
         let envoys = self.envoys(address, library.takes_http2()).await;
         let mut entries = entries(&envoys);
-        let direct = |scheme, tls| {
-            let url = format!("{scheme}://{address}");
-            Entry { way: Way::direct(tls), url, envoy: None }
-        };
-        entries.push(direct("ws", false));
+        entries.push(Entry::direct(false, address));
         if library.serves_tls() {
             // The last, so that the server with TLS takes the other's place.
-            entries.push(direct("wss", true));
+            entries.push(Entry::direct(true, address));
         }
         let mut with_tls = entries.iter().skip(1).map(|entry| entry.way == Way::direct(true));
         for entry in &entries {

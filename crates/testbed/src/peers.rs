@@ -422,7 +422,7 @@ impl Serving {
         self.opened.load(Relaxed)
     }
 
-    /// How often its source was loaded, if it is told to reload it.
+    /// How often its source was loaded, if it reloads it.
     pub fn starts(&self) -> usize {
         self.starts.load(Relaxed)
     }
