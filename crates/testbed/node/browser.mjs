@@ -15,7 +15,7 @@ const args = [
 let browser;
 let page;
 try {
-  browser = await puppeteer.launch({ executablePath, args, headless: true });
+  browser = await puppeteer.launch({ executablePath, args, headless: true, timeout: 120_000 });
   page = await browser.newPage();
 } catch (error) {
   console.log(JSON.stringify({ error: String(error) }));
@@ -73,7 +73,8 @@ const jobs = {
   evaluate: ({ expression }) => page.evaluate(expression),
 
   // Waits until an expression is true.
-  wait: ({ expression }) => page.waitForFunction(expression, { polling: 20 }).then(() => undefined),
+  wait: ({ expression }) =>
+    page.waitForFunction(expression, { polling: 20, timeout: 0 }).then(() => undefined),
 
   async press({ keys }) {
     for (const key of keys) await page.keyboard.press(key);

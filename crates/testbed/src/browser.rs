@@ -4,7 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{mpsc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -73,8 +74,10 @@ impl Browser {
     /// # Errors
     /// Where the browser does not start, why.
     pub fn try_start(kind: Kind) -> Result<Self, String> {
-        static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        // One starts at a time: on a slow machine with a cold disk, each of two at once may be too late.
+        static TURN: Mutex<()> = Mutex::new(());
+        let n = COUNT.fetch_add(1, Relaxed);
         let profile = fetch::folder(&format!("run/browser-{}-{n}", std::process::id()));
         let (name, (executable, libraries)) = match kind {
             Kind::Chromium => ("chromium", chromium()),
@@ -85,6 +88,7 @@ impl Browser {
         if let Some(libraries) = libraries {
             command.env("LD_LIBRARY_PATH", libraries);
         }
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut process =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("node starts");
         let input = process.stdin.take();
@@ -97,6 +101,7 @@ impl Browser {
         });
         let mut browser = Self { process, input, answers, profile, version: String::new() };
         let hello = browser.answer().ok_or("its driver ended, or says nothing")?;
+        drop(turn);
         match hello["version"].as_str() {
             Some(version) => version.clone_into(&mut browser.version),
             None => return Err(hello["error"].as_str().unwrap_or("no version").to_owned()),
@@ -152,9 +157,9 @@ impl Browser {
         answer["result"].take()
     }
 
-    /// The driver gives a job a minute, and the browser half of one to start.
+    /// The driver gives a job a minute, and the browser two of them to start.
     fn answer(&mut self) -> Option<Value> {
-        let line = self.answers.recv_timeout(Duration::from_secs(90)).ok()?;
+        let line = self.answers.recv_timeout(Duration::from_secs(150)).ok()?;
         serde_json::from_str(&line).ok()
     }
 }
@@ -189,7 +194,7 @@ impl Page<'_> {
         self.browser.ask(&json!({ "do": "evaluate", "expression": expression }))
     }
 
-    /// Waits until an expression is true, at most half a minute.
+    /// Waits until an expression is true, at most a minute.
     pub fn wait(&mut self, expression: &str) {
         self.browser.ask(&json!({ "do": "wait", "expression": expression }));
     }
