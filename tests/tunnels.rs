@@ -25,6 +25,7 @@ fn both_ends(inner: SocketAddr, over_http2: bool, delayed_close_timeout: &str) -
         ],
         &[to_end, cluster("inner", &socket(inner))],
         json!({}),
+        &[],
         open,
     )
 }

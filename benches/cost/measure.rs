@@ -40,6 +40,16 @@ impl Spread {
         let at = |share| quantile(&values, share);
         Self { median: at(0.5), low: at(0.25), high: at(0.75) }
     }
+
+    /// Of what was measured in the same rounds as `base`: the ratios.
+    pub fn of_ratios(values: &[f64], base: &[f64]) -> Self {
+        Self::of(values.iter().zip(base).map(|(value, base)| value / base))
+    }
+
+    /// In words, for a line.
+    pub fn over_the_floor(&self) -> String {
+        format!("  {:.3} ({:.3} to {:.3}) of the floor's", self.median, self.low, self.high)
+    }
 }
 
 /// Of sorted values; between two of them in proportion.
@@ -61,6 +71,8 @@ pub struct Row {
     pub unit: String,
     pub cost: Spread,
     pub ratio: Spread,
+    /// Where this setup has a floor: its ratio, and this setup's cost as a ratio to the floor's in the same round.
+    pub floor: Option<(f64, Spread)>,
     pub rounds: usize,
     /// CPU seconds of the shortest round.
     pub shortest: f64,
@@ -68,14 +80,15 @@ pub struct Row {
 
 impl Row {
     fn print(&self) {
-        let Self { what, setup, unit, cost, ratio, .. } = self;
+        let Self { what, setup, unit, cost, ratio, floor, .. } = self;
+        let over = floor.map_or_else(String::new, |(_, over)| over.over_the_floor());
         println!(
-            "  {what:44} {setup:16} {:9.3} {unit:14} {:.3} ({:.3} to {:.3}){}",
+            "  {what:44} {setup:16} {:9.3} {unit:14} {:.3} ({:.3} to {:.3}){over}{}",
             cost.median,
             ratio.median,
             ratio.low,
             ratio.high,
-            limits::verdict(ratio.median, limits::of(self))
+            limits::verdict(ratio.median, limits::of(self), floor.map(|(ratio, _)| ratio))
         );
     }
 }
@@ -108,6 +121,13 @@ impl Lanes {
     /// What they are called.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The lane that is the floor of this one, if there is one.
+    pub fn floor_of(&self, lane: usize) -> Option<usize> {
+        let own = format!("{}, floor", self.names.get(lane)?);
+        let is = |name: &String| *name == own || lane == 1 && name == "floor";
+        self.names.iter().position(is)
     }
 
     /// Where a lane is entered.
@@ -168,7 +188,11 @@ impl Job<'_> {
             setup: name.clone(),
             unit: self.unit.to_owned(),
             cost: Spread::of(costs[i].iter().copied()),
-            ratio: Spread::of(costs[i].iter().zip(&costs[0]).map(|(with, without)| with / without)),
+            ratio: Spread::of_ratios(&costs[i], &costs[0]),
+            floor: lanes.floor_of(i).map(|floor| {
+                let ratio = Spread::of_ratios(&costs[floor], &costs[0]);
+                (ratio.median, Spread::of_ratios(&costs[i], &costs[floor]))
+            }),
             rounds,
             shortest: shortest[i],
         };
@@ -197,7 +221,6 @@ impl Machine {
         let processor = read("/proc/cpuinfo")
             .lines()
             .find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1.to_owned()));
-        let version = fetch::run(Command::new(fetch::envoy()).arg("--version"));
         let git = |arguments: &[&str]| {
             let output = Command::new("git").current_dir(fetch::root()).args(arguments).output();
             output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
@@ -207,12 +230,7 @@ impl Machine {
         Self {
             processor: processor.unwrap_or_default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            // …/envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL
-            envoy: version
-                .split_once("version: ")
-                .and_then(|(_, version)| version.split('/').nth(1))
-                .unwrap_or_default()
-                .to_owned(),
+            envoy: fetch::envoy_version(),
             commit: git(&["rev-parse", "--short", "HEAD"]) + changed,
             load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
             quick: is_quick(),

@@ -103,6 +103,14 @@ pub fn envoy() -> PathBuf {
         .clone()
 }
 
+/// What it is, such as 1.40.0.
+pub fn envoy_version() -> String {
+    // …/envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL
+    let said = run(Command::new(envoy()).arg("--version"));
+    let version = said.split_once("version: ").and_then(|(_, version)| version.split('/').nth(1));
+    version.unwrap_or_default().to_owned()
+}
+
 /// The binary behind `func-e`, which fetches it if need be.
 fn func_e_envoy() -> Option<PathBuf> {
     let func_e = on_path("func-e")?;

@@ -3,19 +3,39 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use serde_json::{json, Value};
+use serde_json::{json, Map, Value};
 
 use crate::{fetch, Envoy};
 
 /// What the types of Envoy's extensions begin with.
 pub const TYPE: &str = "type.googleapis.com/envoy.extensions.";
 
-/// An Envoy with these listeners and clusters, that is entered at `entry`. `more` is merged into its configuration.
+/// Envoy 1.38 makes an RST of the end of a tunnel that the other side has closed after its last byte, and what has not
+/// been sent by then is lost (https://github.com/envoyproxy/envoy/issues/45190, mended in 1.39).
+pub const RESET_TO_RST: &str = "envoy.reloadable_features.map_http_stream_reset_to_tcp_rst";
+/// With Envoy 1.40, an RST between internal listeners drops what the other side has not read yet.
+pub const RST_BETWEEN_LISTENERS: &str =
+    "envoy.reloadable_features.enable_send_rst_on_user_space_socket";
+
+/// An Envoy with these listeners and clusters, that is entered at `entry`. `more` is merged into its configuration, and
+/// the features of Envoy's that `off` names are turned off; so is the fault of 1.38.
 ///
 /// # Panics
 /// Where it does not start, with its log.
-pub fn start(listeners: &[Value], clusters: &[Value], more: Value, entry: SocketAddr) -> Envoy {
+pub fn start(
+    listeners: &[Value],
+    clusters: &[Value],
+    more: Value,
+    off: &[&str],
+    entry: SocketAddr,
+) -> Envoy {
+    let faults =
+        if fetch::envoy_version().starts_with("1.38.") { &[RESET_TO_RST][..] } else { &[] };
+    let runtime: Map<_, _> =
+        off.iter().chain(faults).map(|feature| ((*feature).to_owned(), json!(false))).collect();
     let mut config = more;
+    config["layered_runtime"] =
+        json!({ "layers": [{ "name": "static", "static_layer": runtime }] });
     config["static_resources"] = json!({ "listeners": listeners, "clusters": clusters });
     config["admin"] = json!({ "address": socket(SocketAddr::from(([127, 0, 0, 1], 0))) });
     let mut command = Command::new(fetch::envoy());
