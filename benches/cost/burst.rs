@@ -23,6 +23,8 @@ pub struct Burst {
     /// To the baseline, in the same round.
     pub ratio_seconds: Spread,
     pub ratio_cpu: Spread,
+    /// Both to the floor, in the same round.
+    pub over_floor: Option<[Spread; 2]>,
     /// Closes with both Close frames and FIN, in the worst round.
     pub clean: usize,
 }
@@ -65,13 +67,18 @@ pub async fn run() -> Vec<Burst> {
     let lanes = [
         ("baseline", Setup::new(Mode::Baseline)),
         ("filter", Setup::new(Mode::Filter)),
-        ("the floor", floor),
+        ("floor", floor),
         ("default", Setup::new(Mode::Default)),
     ];
     let lanes = Lanes::start(server.address, lanes).await;
     let mut found = bursts(&server, &lanes, true, count).await;
     found.extend(bursts(&server, &lanes, false, count).await);
     found
+}
+
+/// One figure of each round, lane by lane.
+fn per_lane(seen: &[Vec<Seen>], of: fn(&Seen) -> f64) -> Vec<Vec<f64>> {
+    seen.iter().map(|rounds| rounds.iter().map(of).collect()).collect()
 }
 
 async fn bursts(server: &Server, lanes: &Lanes, by_server: bool, count: usize) -> Vec<Burst> {
@@ -83,33 +90,42 @@ async fn bursts(server: &Server, lanes: &Lanes, by_server: bool, count: usize) -
             seen[which].push(once(server, lanes, which, by_server, count).await);
         }
     }
-    let ratio = |seen: &[Seen], baseline: &[Seen], of: fn(&Seen) -> f64| {
-        Spread::of(seen.iter().zip(baseline).map(|(one, other)| of(one) / of(other)))
-    };
+    let seconds: Vec<Vec<f64>> = per_lane(&seen, |seen| seen.seconds);
+    let cpu: Vec<Vec<f64>> = per_lane(&seen, |seen| seen.cpu);
     let mut found = Vec::new();
-    for (setup, rounds) in lanes.names().iter().zip(&seen) {
+    for (which, setup) in lanes.names().iter().enumerate() {
+        let to = |base: usize| [&seconds, &cpu].map(|of| Spread::of_ratios(&of[which], &of[base]));
+        let [ratio_seconds, ratio_cpu] = to(0);
+        let floor = lanes.floor_of(which);
         let burst = Burst {
             by_server,
             setup: setup.clone(),
             count,
-            seconds: Spread::of(rounds.iter().map(|seen| seen.seconds)),
-            cpu: Spread::of(rounds.iter().map(|seen| seen.cpu)),
-            ratio_seconds: ratio(rounds, &seen[0], |seen| seen.seconds),
-            ratio_cpu: ratio(rounds, &seen[0], |seen| seen.cpu),
-            clean: rounds.iter().map(|seen| seen.clean).min().unwrap_or(0),
+            seconds: Spread::of(seconds[which].iter().copied()),
+            cpu: Spread::of(cpu[which].iter().copied()),
+            ratio_seconds,
+            ratio_cpu,
+            over_floor: floor.map(to),
+            clean: seen[which].iter().map(|seen| seen.clean).min().unwrap_or(0),
         };
         let limit = (setup == "filter").then_some(limits::BURST);
-        let verdict = |ratio: Spread| limits::verdict(ratio.median, limit);
+        let verdict = |ratio: Spread, of: &[Vec<f64>]| {
+            let floor = floor.map(|floor| Spread::of_ratios(&of[floor], &of[0]).median);
+            limits::verdict(ratio.median, limit, floor)
+        };
+        let over = burst.over_floor.map(|over| over.map(|over| over.over_the_floor()));
+        let [over_seconds, over_cpu] = over.unwrap_or_default();
         println!(
-            "  {count} at once by the {:7} {setup:9} {} clean, last FIN after {:.2} s, {:.2}{}; CPU {:.2} s, {:.2}{}",
+            "  {count} at once by the {:7} {setup:9} {} clean, last FIN after {:.2} s, {:.2}{over_seconds}{}; \
+             CPU {:.2} s, {:.2}{over_cpu}{}",
             if by_server { "server" } else { "clients" },
             burst.clean,
             burst.seconds.median,
             burst.ratio_seconds.median,
-            verdict(burst.ratio_seconds),
+            verdict(burst.ratio_seconds, &seconds),
             burst.cpu.median,
             burst.ratio_cpu.median,
-            verdict(burst.ratio_cpu),
+            verdict(burst.ratio_cpu, &cpu),
         );
         found.push(burst);
     }

@@ -90,7 +90,7 @@ fn tell(found: &[Closes], hops: usize, by_server: bool) {
         for (what, ratio) in
             [("p50", filter.p50 / baseline.p50), ("p99", filter.p99 / baseline.p99)]
         {
-            let verdict = limits::verdict(ratio, Some(limits::CLOSE));
+            let verdict = limits::verdict(ratio, Some(limits::CLOSE), None);
             println!("    {what}: {ratio:.2} of the baseline's{verdict}");
         }
     }

@@ -28,11 +28,14 @@ pub fn of(row: &Row) -> Option<f64> {
     }
 }
 
-/// Whether a limit is kept, in words, for the end of a line.
-pub fn verdict(value: f64, limit: Option<f64>) -> String {
-    match limit {
-        None => String::new(),
-        Some(limit) if value <= limit => format!("  kept: at most {limit}"),
-        Some(limit) => format!("  NOT KEPT: at most {limit}"),
+/// Whether a limit is kept, in words, for the end of a line; `floor`, what the floor costs.
+pub fn verdict(value: f64, limit: Option<f64>, floor: Option<f64>) -> String {
+    let Some(limit) = limit else { return String::new() };
+    if value <= limit {
+        return format!("  kept: at most {limit}");
+    }
+    match floor {
+        Some(floor) if floor > limit => format!("  above {limit}, as the floor is"),
+        _ => format!("  NOT KEPT: at most {limit}"),
     }
 }

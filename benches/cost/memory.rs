@@ -131,7 +131,7 @@ pub async fn run() -> Vec<Use> {
     }
     if let [without, with, floor] = &found[..] {
         let added = |by: &Use| by.each(|m| m.allocated) - without.each(|m| m.allocated);
-        let verdict = limits::verdict(added(with), Some(limits::WEBSOCKET));
+        let verdict = limits::verdict(added(with), Some(limits::WEBSOCKET), Some(added(floor)));
         println!(
             "  the filter adds {:.0} bytes a WebSocket, the floor {:.0}{verdict}",
             added(with),

@@ -29,6 +29,8 @@ pub struct Latency {
     pub ratio50: Spread,
     pub ratio99: Spread,
     pub ratio_cpu: Spread,
+    /// To the floor, in the same round.
+    pub over_floor: Option<[Spread; 3]>,
 }
 
 /// How long each of `count` round trips took, in microseconds, sorted; and Envoy's CPU time for one.
@@ -90,10 +92,11 @@ pub async fn run() -> Vec<Latency> {
                 cpu[which][round] = each;
             }
         }
-        let ratio = |of: &[Vec<f64>], which: usize| {
-            Spread::of(of[which].iter().zip(&of[0]).map(|(with, without)| with / without))
-        };
+        let ratio = |of: &[Vec<f64>], which: usize| Spread::of_ratios(&of[which], &of[0]);
+        let over =
+            |of: &[Vec<f64>], which: usize, floor: usize| Spread::of_ratios(&of[which], &of[floor]);
         for (which, setup) in lanes.names().iter().enumerate() {
+            let floor = lanes.floor_of(which);
             let latency = Latency {
                 what: what.to_owned(),
                 setup: setup.clone(),
@@ -103,9 +106,13 @@ pub async fn run() -> Vec<Latency> {
                 ratio50: ratio(&p50, which),
                 ratio99: ratio(&p99, which),
                 ratio_cpu: ratio(&cpu, which),
+                over_floor: floor.map(|floor| [&p50, &p99, &cpu].map(|of| over(of, which, floor))),
             };
+            let words = latency.over_floor.map_or_else(String::new, |[p50, _, cpu]| {
+                format!("{}, CPU {:.3}", p50.over_the_floor(), cpu.median)
+            });
             println!(
-                "  {what:24} {setup:8} p50 {:7.0} µs {:.3}   p99 {:7.0} µs {:.3}   CPU {:5.1} µs {:.3}{}",
+                "  {what:24} {setup:8} p50 {:7.0} µs {:.3}   p99 {:7.0} µs {:.3}   CPU {:5.1} µs {:.3}{words}{}",
                 latency.p50.median,
                 latency.ratio50.median,
                 latency.p99.median,
@@ -114,7 +121,8 @@ pub async fn run() -> Vec<Latency> {
                 latency.ratio_cpu.median,
                 limits::verdict(
                     latency.ratio50.median,
-                    (setup == "filter" && !pause.is_zero()).then_some(limits::ROUND_TRIP)
+                    (setup == "filter" && !pause.is_zero()).then_some(limits::ROUND_TRIP),
+                    floor.map(|floor| ratio(&p50, floor).median)
                 )
             );
             found.push(latency);

@@ -73,12 +73,20 @@ fn spread(of: &Spread, decimals: usize) -> String {
     format!("{median:.decimals$} ({low:.decimals$} to {high:.decimals$})")
 }
 
+/// A ratio to the floor, where there is one.
+fn over(floor: Option<Spread>) -> String {
+    floor.map_or_else(String::new, |over| spread(&over, 2))
+}
+
 fn paired(rows: &[Row]) -> String {
     let unit = rows.first().map_or("", |row| &row.unit[..]);
     let mixed = rows.iter().any(|row| row.unit != unit);
     let head = if mixed { String::new() } else { format!(", {unit}") };
+    let floors = rows.iter().any(|row| row.floor.is_some());
+    let (column, line) = if floors { (" to the floor |", " --- |") } else { ("", "") };
     let mut table = format!(
-        "| what | attached | without{head} | with | ratio | at most |\n| --- | --- | --- | --- | --- | --- |\n"
+        "| what | attached | without{head} | with | ratio |{column} at most |\n\
+         | --- | --- | --- | --- | --- |{line} --- |\n"
     );
     let mut base = None;
     for row in rows {
@@ -89,11 +97,16 @@ fn paired(rows: &[Row]) -> String {
         let without = base.map_or(f64::NAN, |base| base.cost.median);
         let unit = if mixed { format!(" {}", row.unit) } else { String::new() };
         table += &format!(
-            "| {} | {} | {without:.2}{unit} | {:.2} | {} | {} |\n",
+            "| {} | {} | {without:.2}{unit} | {:.2} | {} |{} {} |\n",
             row.what,
             row.setup,
             row.cost.median,
             spread(&row.ratio, 2),
+            if floors {
+                format!(" {} |", over(row.floor.map(|(_, over)| over)))
+            } else {
+                String::new()
+            },
             limits::of(row).map_or_else(String::new, |limit| format!("{limit:.2}"))
         );
     }
@@ -103,18 +116,19 @@ fn paired(rows: &[Row]) -> String {
 /// As [`paired`], the floor beside what stands on it.
 fn floods(rows: &[Row]) -> String {
     let mut table = String::from(
-        "| what | without, ns per byte | with | ratio | the floor's | at most |\n\
-         | --- | --- | --- | --- | --- | --- |\n",
+        "| what | without, ns per byte | with | ratio | the floor's | to the floor | at most |\n\
+         | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for lanes in rows.chunk_by(|a, b| a.what == b.what) {
         let [without, with, floor] = lanes else { continue };
         table += &format!(
-            "| {} | {:.2} | {:.2} | {} | {} | {} |\n",
+            "| {} | {:.2} | {:.2} | {} | {} | {} | {} |\n",
             with.what,
             without.cost.median,
             with.cost.median,
             spread(&with.ratio, 2),
             spread(&floor.ratio, 2),
+            over(with.floor.map(|(_, over)| over)),
             limits::of(with).map_or_else(String::new, |limit| format!("{limit:.2}"))
         );
     }
@@ -123,20 +137,25 @@ fn floods(rows: &[Row]) -> String {
 
 fn latencies(found: &[Latency]) -> String {
     let mut table = String::from(
-        "| load | | without | with | ratio | the floor's |\n| --- | --- | --- | --- | --- | --- |\n",
+        "| load | | without | with | ratio | the floor's | to the floor |\n\
+         | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for lanes in found.chunk_by(|a, b| a.what == b.what) {
         let [without, with, floor] = lanes else { continue };
-        for (what, before, after, ratio, floor) in [
-            ("p50", without.p50, with.p50, with.ratio50, floor.ratio50),
-            ("p99", without.p99, with.p99, with.ratio99, floor.ratio99),
-            ("CPU time for a round trip", without.cpu, with.cpu, with.ratio_cpu, floor.ratio_cpu),
+        let [over50, over99, over_cpu] =
+            with.over_floor.map_or([const { None }; 3], |over| over.map(Some));
+        let cpu = "CPU time for a round trip";
+        for (what, before, after, ratio, floor, to_floor) in [
+            ("p50", without.p50, with.p50, with.ratio50, floor.ratio50, over50),
+            ("p99", without.p99, with.p99, with.ratio99, floor.ratio99, over99),
+            (cpu, without.cpu, with.cpu, with.ratio_cpu, floor.ratio_cpu, over_cpu),
         ] {
             let (before, after) = (before.median, after.median);
             let (ratio, floor) = (spread(&ratio, 2), spread(&floor, 2));
             table += &format!(
-                "| {} | {what} | {before:.0} µs | {after:.0} µs | {ratio} | {floor} |\n",
-                with.what
+                "| {} | {what} | {before:.0} µs | {after:.0} µs | {ratio} | {floor} | {} |\n",
+                with.what,
+                over(to_floor)
             );
         }
     }
@@ -206,18 +225,21 @@ fn memory(uses: &[Use]) -> String {
 fn bursts(found: &[Burst]) -> String {
     let count = found.first().map_or(0, |burst| burst.count);
     let mut table = format!(
-        "| {count} at once, closed by | | last FIN after | ratio | CPU time | ratio | clean, in the worst round |\n\
-         | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| {count} at once, closed by | | last FIN after | ratio | to the floor | CPU time | ratio | \
+         to the floor | clean, in the worst round |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
     );
     for burst in found {
         table += &format!(
-            "| the {} | {} | {:.2} s | {} | {:.2} s | {} | {} |\n",
+            "| the {} | {} | {:.2} s | {} | {} | {:.2} s | {} | {} | {} |\n",
             if burst.by_server { "server" } else { "clients" },
             burst.setup,
             burst.seconds.median,
             spread(&burst.ratio_seconds, 2),
+            over(burst.over_floor.map(|[seconds, _]| seconds)),
             burst.cpu.median,
             spread(&burst.ratio_cpu, 2),
+            over(burst.over_floor.map(|[_, cpu]| cpu)),
             burst.clean
         );
     }

@@ -88,7 +88,7 @@ pub fn run() -> Size {
     size.largest.sort_by_key(|(_, len)| std::cmp::Reverse(*len));
     size.largest.truncate(12);
     size.rest = module.saturating_sub(size.data + bodies.iter().sum::<usize>());
-    println!("  {module} bytes{}", limits::verdict(module as f64, Some(limits::MODULE)));
+    println!("  {module} bytes{}", limits::verdict(module as f64, Some(limits::MODULE), None));
     for (name, bytes) in &size.code {
         println!("  {bytes:8} {name}");
     }
