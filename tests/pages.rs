@@ -20,7 +20,7 @@ const KINDS: &str = "md|rs|yaml|yml|json|toml|js|mjs|html|svg|png|wasm|sh|mod";
 /// Names in camel case that are neither the filter's nor in the CRDs here: Istio's programs, annotations, mesh
 /// configuration and AuthorizationPolicies, a function of Envoy's, a browser's API; Envoy Gateway's and Kuma's fields;
 /// a library's option.
-const FOREIGN: [&str; 20] = [
+const FOREIGN: [&str; 21] = [
     "delayedCloseTimeout",
     "drainTimeout",
     "enableEnvoyPatchPolicy",
@@ -33,6 +33,7 @@ const FOREIGN: [&str; 20] = [
     "drainDuration",
     "proxyMetadata",
     "requestPrincipals",
+    "runtimeValues",
     "defaultConfig",
     "meshConfig",
     "nativeSidecar",
