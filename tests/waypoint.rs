@@ -295,7 +295,7 @@ async fn much_data_to_a_slow_client() {
     assert!(filter <= default.midpoint(baseline), "{lost:?}");
 }
 
-/// The remedy of docs/limits.md for Envoy 1.40: nothing is lost, with and without the filter.
+/// The workaround of docs/limits.md for Envoy 1.40: nothing is lost, with and without the filter.
 #[tokio::test(flavor = "multi_thread")]
 async fn much_data_without_rst_between_listeners() {
     if !fetch::envoy_version().starts_with("1.40.") {

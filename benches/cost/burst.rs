@@ -90,12 +90,14 @@ async fn bursts(server: &Server, lanes: &Lanes, by_server: bool, count: usize) -
             seen[which].push(once(server, lanes, which, by_server, count).await);
         }
     }
-    let seconds: Vec<Vec<f64>> = per_lane(&seen, |seen| seen.seconds);
-    let cpu: Vec<Vec<f64>> = per_lane(&seen, |seen| seen.cpu);
+    let seconds = per_lane(&seen, |seen| seen.seconds);
+    let cpu = per_lane(&seen, |seen| seen.cpu);
+    let ratios = |which: usize, base: usize| {
+        [&seconds, &cpu].map(|of| Spread::of_ratios(&of[which], &of[base]))
+    };
     let mut found = Vec::new();
     for (which, setup) in lanes.names().iter().enumerate() {
-        let to = |base: usize| [&seconds, &cpu].map(|of| Spread::of_ratios(&of[which], &of[base]));
-        let [ratio_seconds, ratio_cpu] = to(0);
+        let [ratio_seconds, ratio_cpu] = ratios(which, 0);
         let floor = lanes.floor_of(which);
         let burst = Burst {
             by_server,
@@ -105,13 +107,13 @@ async fn bursts(server: &Server, lanes: &Lanes, by_server: bool, count: usize) -
             cpu: Spread::of(cpu[which].iter().copied()),
             ratio_seconds,
             ratio_cpu,
-            over_floor: floor.map(to),
+            over_floor: floor.map(|floor| ratios(which, floor)),
             clean: seen[which].iter().map(|seen| seen.clean).min().unwrap_or(0),
         };
         let limit = (setup == "filter").then_some(limits::BURST);
-        let verdict = |ratio: Spread, of: &[Vec<f64>]| {
-            let floor = floor.map(|floor| Spread::of_ratios(&of[floor], &of[0]).median);
-            limits::verdict(ratio.median, limit, floor)
+        let floors = floor.map(|floor| ratios(floor, 0).map(|ratio| ratio.median));
+        let verdict = |i: usize, ratio: Spread| {
+            limits::verdict(ratio.median, limit, floors.map(|floors| floors[i]))
         };
         let over = burst.over_floor.map(|over| over.map(|over| over.over_the_floor()));
         let [over_seconds, over_cpu] = over.unwrap_or_default();
@@ -122,10 +124,10 @@ async fn bursts(server: &Server, lanes: &Lanes, by_server: bool, count: usize) -
             burst.clean,
             burst.seconds.median,
             burst.ratio_seconds.median,
-            verdict(burst.ratio_seconds, &seconds),
+            verdict(0, burst.ratio_seconds),
             burst.cpu.median,
             burst.ratio_cpu.median,
-            verdict(burst.ratio_cpu, &cpu),
+            verdict(1, burst.ratio_cpu),
         );
         found.push(burst);
     }

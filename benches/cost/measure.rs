@@ -71,7 +71,7 @@ pub struct Row {
     pub unit: String,
     pub cost: Spread,
     pub ratio: Spread,
-    /// Where this setup has a floor: its ratio, and this setup's cost as a ratio to the floor's in the same round.
+    /// If this setup has a floor: the floor's ratio, and this setup's cost as a ratio to the floor's in the same round.
     pub floor: Option<(f64, Spread)>,
     pub rounds: usize,
     /// CPU seconds of the shortest round.

@@ -92,10 +92,11 @@ pub async fn run() -> Vec<Latency> {
                 cpu[which][round] = each;
             }
         }
-        let ratio = |of: &[Vec<f64>], which: usize| Spread::of_ratios(&of[which], &of[0]);
-        let over =
-            |of: &[Vec<f64>], which: usize, floor: usize| Spread::of_ratios(&of[which], &of[floor]);
+        let ratios = |which: usize, base: usize| {
+            [&p50, &p99, &cpu].map(|of| Spread::of_ratios(&of[which], &of[base]))
+        };
         for (which, setup) in lanes.names().iter().enumerate() {
+            let [ratio50, ratio99, ratio_cpu] = ratios(which, 0);
             let floor = lanes.floor_of(which);
             let latency = Latency {
                 what: what.to_owned(),
@@ -103,10 +104,10 @@ pub async fn run() -> Vec<Latency> {
                 p50: Spread::of(p50[which].iter().copied()),
                 p99: Spread::of(p99[which].iter().copied()),
                 cpu: Spread::of(cpu[which].iter().copied()),
-                ratio50: ratio(&p50, which),
-                ratio99: ratio(&p99, which),
-                ratio_cpu: ratio(&cpu, which),
-                over_floor: floor.map(|floor| [&p50, &p99, &cpu].map(|of| over(of, which, floor))),
+                ratio50,
+                ratio99,
+                ratio_cpu,
+                over_floor: floor.map(|floor| ratios(which, floor)),
             };
             let words = latency.over_floor.map_or_else(String::new, |[p50, _, cpu]| {
                 format!("{}, CPU {:.3}", p50.over_the_floor(), cpu.median)
@@ -122,7 +123,7 @@ pub async fn run() -> Vec<Latency> {
                 limits::verdict(
                     latency.ratio50.median,
                     (setup == "filter" && !pause.is_zero()).then_some(limits::ROUND_TRIP),
-                    floor.map(|floor| ratio(&p50, floor).median)
+                    floor.map(|floor| ratios(floor, 0)[0].median)
                 )
             );
             found.push(latency);

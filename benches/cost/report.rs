@@ -73,7 +73,7 @@ fn spread(of: &Spread, decimals: usize) -> String {
     format!("{median:.decimals$} ({low:.decimals$} to {high:.decimals$})")
 }
 
-/// A ratio to the floor, where there is one.
+/// A ratio to the floor, if there is one.
 fn over(floor: Option<Spread>) -> String {
     floor.map_or_else(String::new, |over| spread(&over, 2))
 }

@@ -48,7 +48,7 @@ async fn stalled_clients() {
     let grown = envoy.resident_bytes().saturating_sub(before) / 1_000_000;
     assert!(grown < 100, "{grown} MB for twenty stalled clients");
     drop(stalled);
-    until("Envoy lets go of them", || connected() == 0).await;
+    until("Envoy has closed them", || connected() == 0).await;
     is_in_order(&envoy).await;
 }
 

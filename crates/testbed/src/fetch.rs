@@ -175,11 +175,11 @@ fn debian_by(download: &str, package: &str, program: &str) -> Option<PathBuf> {
 
 /// A program that comes as a Go module, `package@version`; `None`, with a notice, where Go is missing.
 pub fn go_install(package: &str, program: &str) -> Option<PathBuf> {
-    let go = go()?;
+    let mut go = Command::new(go()?);
     let folder = folder(&format!("go-{}", package.rsplit('/').next()?.replace('@', "-")));
     let wanted = folder.join(program);
     once(&folder, &wanted, package, || {
-        run(Command::new(go).args(["install", package]).env("GOBIN", &folder));
+        run(go.args(["install", package]).env("GOBIN", &folder));
     });
     Some(wanted)
 }
@@ -188,20 +188,21 @@ pub fn go_install(package: &str, program: &str) -> Option<PathBuf> {
 pub fn go_module(module: &str) -> Option<PathBuf> {
     let mut go = Command::new(go()?);
     // Away from any go.mod, which would have a say in versions.
-    let told = run(go.current_dir(folder("go-modules")).args(["mod", "download", "-json", module]));
-    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-    Some(told["Dir"].as_str().expect("a folder").into())
+    let answer =
+        run(go.current_dir(folder("go-modules")).args(["mod", "download", "-json", module]));
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    Some(answer["Dir"].as_str().expect("a folder").into())
 }
 
 /// Go; `None`, with one notice, where it is missing.
 pub fn go() -> Option<PathBuf> {
     static GO: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
-        let go = on_path("go");
-        if go.is_none() {
+        let found = on_path("go");
+        if found.is_none() {
             notice("SKIPPED what needs Go: install Go 1.26 or later from https://go.dev/dl");
         }
-        go
+        found
     };
     GO.get_or_init(find).clone()
 }

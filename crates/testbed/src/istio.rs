@@ -37,7 +37,7 @@ impl Release {
     /// The folder with `pilot-discovery`, `istioctl` and the agent; `None`, with a notice, where Go is
     /// missing.
     pub fn programs(self) -> Option<PathBuf> {
-        let go = fetch::go()?;
+        let mut go = Command::new(fetch::go()?);
         let folder = fetch::folder(&format!("istio-{}", self.version));
         let built = folder.join("istioctl").exists();
         if !built {
@@ -45,8 +45,7 @@ impl Release {
         }
         // Go knows what is up to date.
         fetch::run(
-            Command::new(go)
-                .current_dir(fetch::root().join("tests/istio"))
+            go.current_dir(fetch::root().join("tests/istio"))
                 .args(["build", "-buildvcs=false", "-modfile", self.modules, "-o"])
                 .arg(&folder)
                 .args([".", "istio.io/istio/pilot/cmd/pilot-discovery"])

@@ -11,7 +11,7 @@ use crate::{fetch, Envoy};
 pub const TYPE: &str = "type.googleapis.com/envoy.extensions.";
 
 /// Envoy 1.38 makes an RST of the end of a tunnel that the other side has closed after its last byte, and what has not
-/// been sent by then is lost (https://github.com/envoyproxy/envoy/issues/45190, mended in 1.39).
+/// been sent by then is lost (https://github.com/envoyproxy/envoy/issues/45190, fixed in 1.39).
 pub const RESET_TO_RST: &str = "envoy.reloadable_features.map_http_stream_reset_to_tcp_rst";
 /// With Envoy 1.40, an RST between internal listeners drops what the other side has not read yet.
 pub const RST_BETWEEN_LISTENERS: &str =
