@@ -62,17 +62,29 @@ impl Crowd {
 
     /// All must have been clean and immediate, and every echo the right one.
     pub async fn stop(self) -> usize {
+        let closes = self.stop_on_a_busy_machine().await;
+        for ending in &closes {
+            assert!(ending.is_immediate(), "{ending:?}");
+        }
+        closes.len()
+    }
+
+    /// All must have been clean, and every echo the right one. Whether a close had to wait for a timer is for
+    /// [`Envoy::timers_expired`] to say, where the test itself keeps the machine busy.
+    pub async fn stop_on_a_busy_machine(self) -> Vec<Ending> {
         let (closes, talks) = self.end().await;
-        for close in &closes {
-            let ending = close.as_ref().unwrap_or_else(|e| panic!("not opened: {e}"));
-            assert!(ending.is_clean() && ending.is_immediate(), "{ending:?}");
-            assert!([4000, 4321].contains(&ending.code()), "{ending:?}");
+        let closes: Vec<_> = closes
+            .into_iter()
+            .map(|close| close.unwrap_or_else(|e| panic!("not opened: {e}")))
+            .collect();
+        for ending in &closes {
+            assert!(ending.is_clean() && [4000, 4321].contains(&ending.code()), "{ending:?}");
         }
         for talk in talks {
             assert!(talk.broken.is_none() && talk.echoes > 0, "{talk:?}");
             assert!(talk.ending.as_ref().is_some_and(Ending::is_clean), "{talk:?}");
         }
-        closes.len()
+        closes
     }
 
     async fn end(self) -> (Vec<Result<Ending, String>>, Vec<Talk>) {

@@ -87,7 +87,7 @@ async fn circuit_breaker() {
 async fn at_the_buffer_limit() {
     let server = Server::start().await;
     let setup = Setup { buffer_limit: Some(4096), ..Setup::new(Mode::Filter).hops(2) };
-    let envoy = setup.start(server.address).await;
+    let envoy = setup.patient().start(server.address).await;
     let crowd = Crowd::start(envoy.address());
     let clients: Vec<_> = [None, Some((300_000, Duration::from_millis(2)))]
         .into_iter()
@@ -108,6 +108,7 @@ async fn at_the_buffer_limit() {
         assert!(ending.intact && ending.payload == LARGE_LEN, "{ending:?}");
         assert_eq!(ending.end, End::Fin, "{ending:?}");
     }
-    crowd.stop().await;
+    crowd.stop_on_a_busy_machine().await;
+    assert_eq!(envoy.timers_expired(), 0);
     is_in_order(&envoy).await;
 }
