@@ -97,9 +97,17 @@ impl Life {
         format!("/{name}?by={by}&code=4321{after}")
     }
 
-    /// Lives it.
-    async fn live(&self, address: SocketAddr) -> Result<Seen, String> {
+    /// Whether the server answers a client's Close frame with one of its own.
+    fn server_answers(&self) -> bool {
+        use Behaviour::*;
+        matches!(self.behaviour, Waits | Echo | ByteByByte | NeverCloses | DataAfterClose)
+    }
+
+    /// Lives it; `max_age`: whether the filter closes it at its age.
+    async fn live(&self, address: SocketAddr, max_age: bool) -> Result<Seen, String> {
         let begun = Instant::now();
+        // Then the filter may have asked the server to close, in the name of a client that was slow to speak again.
+        let asked = || max_age && begun.elapsed() > MAX_AGE && !self.server_answers();
         let mut client =
             Client::open(address, &self.path()).await.map_err(|e| format!("not opened: {e}"))?;
         let mut seen =
@@ -108,22 +116,19 @@ impl Life {
         let mut echoed = 0;
         for &len in &self.messages {
             let payload = large_bytes(echoed, len);
-            client
-                .stream
-                .write_all(&wire::message(&payload, true))
-                .await
-                .map_err(|e| format!("an echo cannot be sent: {e}"))?;
-            let answer = client.frames.next(&mut client.stream).await;
-            match answer.map_err(|e| format!("no echo: {e}"))? {
-                Some(frame) if frame.payload == payload => echoed += len,
+            let sent = client.stream.write_all(&wire::message(&payload, true)).await;
+            match client.frames.next(&mut client.stream).await {
+                Ok(Some(frame)) if frame.payload == payload => echoed += len,
                 // Closed for its age.
-                Some(frame) if frame.is_close() => {
+                Ok(Some(frame)) if frame.is_close() => {
                     seen.code = Some(wire::read_close(&frame.payload).0);
                     seen.age = begun.elapsed();
                     let _ = client.stream.write_all(&wire::close(1001, "", true)).await;
                     break;
                 }
-                other => return Err(format!("sent {len} bytes, got back {other:?}")),
+                Ok(None) if asked() => return Ok(Seen { end: End::Fin, ..seen }),
+                Err(_) if asked() => return Ok(Seen { end: End::Rst, ..seen }),
+                other => return Err(format!("sent {len} bytes: {sent:?}, got back {other:?}")),
             }
         }
         if let Some(how) = self.leaves {
@@ -264,7 +269,7 @@ async fn soak(phases: u32, phase: Duration, longest: Duration, growth: f64) {
                     while Instant::now() < end {
                         let life = Life::random(&mut rng, longest);
                         lives += 1;
-                        let complaint = match life.live(address).await {
+                        let complaint = match life.live(address, which == 1).await {
                             Ok(seen) => life
                                 .complaint(&seen, which == 1)
                                 .map(|what| format!("{what}: {seen:?}")),
