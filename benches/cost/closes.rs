@@ -79,20 +79,24 @@ async fn closes(proxy: &str, hops: usize, address: SocketAddr, by_server: bool) 
     found
 }
 
-/// Whether the filter's closes are as soon as the baseline's.
-fn tell(found: &[Closes], hops: usize, by_server: bool) {
+/// What is told of many closes.
+pub const MEASURES: [&str; 2] = ["p50", "p99"];
+
+/// Both for the filter, as ratios to the baseline.
+pub fn ratios(found: &[Closes], hops: usize, by_server: bool) -> Option<[f64; 2]> {
     let of = |mode: Mode| {
         let is = |c: &&Closes| c.proxy == mode.name() && c.hops == hops && c.by_server == by_server;
         found.iter().find(is)
     };
-    if let (true, Some(baseline), Some(filter)) = (by_server, of(Mode::Baseline), of(Mode::Filter))
-    {
-        for (what, ratio) in
-            [("p50", filter.p50 / baseline.p50), ("p99", filter.p99 / baseline.p99)]
-        {
-            let verdict = limits::verdict(ratio, Some(limits::CLOSE), None);
-            println!("    {what}: {ratio:.2} of the baseline's{verdict}");
-        }
+    let (baseline, filter) = (of(Mode::Baseline)?, of(Mode::Filter)?);
+    Some([filter.p50 / baseline.p50, filter.p99 / baseline.p99])
+}
+
+/// Whether the filter's closes are as soon as the baseline's.
+fn tell(found: &[Closes], hops: usize) {
+    for (what, ratio) in MEASURES.iter().zip(ratios(found, hops, true).into_iter().flatten()) {
+        let verdict = limits::verdict(ratio, Some(limits::CLOSE), None);
+        println!("    {what}: {ratio:.2} of the baseline's{verdict}");
     }
 }
 
@@ -117,7 +121,9 @@ pub async fn run() -> Vec<Closes> {
             for (name, entry) in entries.chain(others) {
                 found.push(closes(name, hops, entry, by_server).await);
             }
-            tell(&found, hops, by_server);
+            if by_server {
+                tell(&found, hops);
+            }
         }
     }
     found

@@ -28,14 +28,29 @@ pub fn of(row: &Row) -> Option<f64> {
     }
 }
 
-/// Whether a limit is kept, in words, for the end of a line; `floor`, what the floor costs.
+/// Whether a limit is kept.
+pub enum Verdict {
+    Kept,
+    /// No module could keep it.
+    AboveAsTheFloor,
+    NotKept,
+}
+
+/// `floor`: what the floor costs.
+pub fn judge(value: f64, limit: f64, floor: Option<f64>) -> Verdict {
+    match floor {
+        _ if value <= limit => Verdict::Kept,
+        Some(floor) if floor > limit => Verdict::AboveAsTheFloor,
+        _ => Verdict::NotKept,
+    }
+}
+
+/// The same in words, for the end of a line.
 pub fn verdict(value: f64, limit: Option<f64>, floor: Option<f64>) -> String {
     let Some(limit) = limit else { return String::new() };
-    if value <= limit {
-        return format!("  kept: at most {limit}");
-    }
-    match floor {
-        Some(floor) if floor > limit => format!("  above {limit}, as the floor is"),
-        _ => format!("  NOT KEPT: at most {limit}"),
+    match judge(value, limit, floor) {
+        Verdict::Kept => format!("  kept: at most {limit}"),
+        Verdict::AboveAsTheFloor => format!("  above {limit}, as the floor is"),
+        Verdict::NotKept => format!("  NOT KEPT: at most {limit}"),
     }
 }

@@ -22,6 +22,7 @@ mod plots;
 mod report;
 mod requests;
 mod scanner;
+mod short;
 mod size;
 
 const ITEMS: [&str; 8] =

@@ -88,6 +88,13 @@ async fn batch(envoy: &Envoy, count: usize) -> (Memory, usize) {
     (while_open, clean)
 }
 
+/// Bytes that the filter and the floor add to what Envoy has allocated for a WebSocket.
+pub fn added(found: &[Use]) -> Option<[f64; 2]> {
+    let [without, with, floor] = found else { return None };
+    let added = |by: &Use| by.each(|m| m.allocated) - without.each(|m| m.allocated);
+    Some([added(with), added(floor)])
+}
+
 pub async fn run() -> Vec<Use> {
     let server = Server::start().await;
     let count = possible(amount(10_000, 200));
@@ -129,14 +136,9 @@ pub async fn run() -> Vec<Use> {
         );
         found.push(used);
     }
-    if let [without, with, floor] = &found[..] {
-        let added = |by: &Use| by.each(|m| m.allocated) - without.each(|m| m.allocated);
-        let verdict = limits::verdict(added(with), Some(limits::WEBSOCKET), Some(added(floor)));
-        println!(
-            "  the filter adds {:.0} bytes a WebSocket, the floor {:.0}{verdict}",
-            added(with),
-            added(floor)
-        );
+    if let Some([with, floor]) = added(&found) {
+        let verdict = limits::verdict(with, Some(limits::WEBSOCKET), Some(floor));
+        println!("  the filter adds {with:.0} bytes a WebSocket, the floor {floor:.0}{verdict}");
     }
     found
 }

@@ -10,6 +10,7 @@ use crate::memory::{Memory, Use};
 use crate::pingpong::Latency;
 use crate::plots;
 use crate::scanner;
+use crate::short;
 use crate::size::Size;
 
 pub fn write() {
@@ -32,6 +33,7 @@ pub fn write() {
     fill("burst", load("burst").map(|kept| plain(&kept, bursts)));
     fill("size", load("size").map(|kept: Kept<Size>| size(&kept.found)));
     fill("scanner", scanner::table());
+    fill("short", short::table());
     std::fs::write(&file, page).expect("docs is writable");
     println!("docs/performance.md");
     if !missing.is_empty() {
