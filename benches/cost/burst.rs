@@ -58,16 +58,10 @@ async fn once(server: &Server, lanes: &Lanes, lane: usize, by_server: bool, coun
 pub async fn run() -> Vec<Burst> {
     let server = Server::start().await;
     let count = possible(amount(5_000, 200));
-    // Two filters that do nothing, and so leave the close to the baseline's setting.
-    let floor = Setup {
-        module: Questions::for_frames_of(0).setup().module,
-        delayed_close_timeout: Setup::new(Mode::Baseline).delayed_close_timeout,
-        ..Setup::new(Mode::Filter)
-    };
     let lanes = [
         ("baseline", Setup::new(Mode::Baseline)),
         ("filter", Setup::new(Mode::Filter)),
-        ("floor", floor),
+        ("floor", Questions::closing()),
         ("default", Setup::new(Mode::Default)),
     ];
     let lanes = Lanes::start(server.address, lanes).await;

@@ -9,10 +9,14 @@ use testbed::server::micros;
 use testbed::{Client, End, Mode, Plan, Server, Setup};
 use tokio::task::JoinSet;
 
+use crate::floor::Questions;
 use crate::limits;
 use crate::measure::{amount, quantile};
 
 pub const HOPS: usize = 3;
+
+/// The proxy whose filters do nothing.
+pub const FLOOR: &str = "floor";
 
 /// The closes of one proxy, in milliseconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,57 +50,67 @@ async fn close(address: SocketAddr, by_server: bool) -> (f64, bool) {
     (start.elapsed().as_secs_f64() * 1e3, clean)
 }
 
-async fn closes(proxy: &str, hops: usize, address: SocketAddr, by_server: bool) -> Closes {
-    let count = amount(300, 20);
+/// Closes of all proxies in turn, so that what drifts is nobody's.
+async fn closes(entries: &[(&str, SocketAddr)], hops: usize, by_server: bool) -> Vec<Closes> {
+    let count = amount(1000, 20);
     let mut clients = JoinSet::new();
-    for i in 0..count {
+    for i in 0..count * entries.len() {
+        let (round, turn) = (i / entries.len(), i % entries.len());
+        // Another first in each round: none is always behind the same one.
+        let which = (turn + round) % entries.len();
+        let (_, address) = entries[which];
         clients.spawn(async move {
-            // One after the other, whatever the proxy makes of them.
+            // One after the other, whatever the proxies make of them.
             tokio::time::sleep(Duration::from_millis(4) * i as u32).await;
-            close(address, by_server).await
+            (which, close(address, by_server).await)
         });
     }
     let seen = clients.join_all().await;
-    let mut times: Vec<f64> =
-        seen.iter().map(|(time, _)| *time).filter(|t| t.is_finite()).collect();
-    times.sort_by(f64::total_cmp);
-    let found = Closes {
-        by_server,
-        proxy: proxy.to_owned(),
-        hops,
-        p50: quantile(&times, 0.5),
-        p99: quantile(&times, 0.99),
-        clean: seen.iter().filter(|(_, clean)| *clean).count(),
-        count,
+    let closes = |(which, (proxy, _)): (usize, &(&str, SocketAddr))| {
+        let own = || seen.iter().filter(move |(of, _)| *of == which).map(|(_, close)| close);
+        let mut times: Vec<f64> = own().map(|(time, _)| *time).filter(|t| t.is_finite()).collect();
+        times.sort_by(f64::total_cmp);
+        let found = Closes {
+            by_server,
+            proxy: (*proxy).to_owned(),
+            hops,
+            p50: quantile(&times, 0.5),
+            p99: quantile(&times, 0.99),
+            clean: own().filter(|(_, clean)| *clean).count(),
+            count,
+        };
+        println!(
+            "  {} closes, {hops} hops, {proxy:21} p50 {:8.2} ms  p99 {:8.2} ms  {} of {count} clean",
+            if by_server { "server" } else { "client" },
+            found.p50,
+            found.p99,
+            found.clean
+        );
+        found
     };
-    println!(
-        "  {} closes, {hops} hops, {proxy:21} p50 {:8.2} ms  p99 {:8.2} ms  {} of {count} clean",
-        if by_server { "server" } else { "client" },
-        found.p50,
-        found.p99,
-        found.clean
-    );
-    found
+    entries.iter().enumerate().map(closes).collect()
 }
 
 /// What is told of many closes.
 pub const MEASURES: [&str; 2] = ["p50", "p99"];
 
-/// Both for the filter, as ratios to the baseline.
-pub fn ratios(found: &[Closes], hops: usize, by_server: bool) -> Option<[f64; 2]> {
-    let of = |mode: Mode| {
-        let is = |c: &&Closes| c.proxy == mode.name() && c.hops == hops && c.by_server == by_server;
+/// Both for one proxy, as ratios to the baseline.
+pub fn ratios(found: &[Closes], proxy: &str, hops: usize, by_server: bool) -> Option<[f64; 2]> {
+    let of = |proxy: &str| {
+        let is = |c: &&Closes| c.proxy == proxy && c.hops == hops && c.by_server == by_server;
         found.iter().find(is)
     };
-    let (baseline, filter) = (of(Mode::Baseline)?, of(Mode::Filter)?);
-    Some([filter.p50 / baseline.p50, filter.p99 / baseline.p99])
+    let (baseline, close) = (of(Mode::Baseline.name())?, of(proxy)?);
+    Some([close.p50 / baseline.p50, close.p99 / baseline.p99])
 }
 
 /// Whether the filter's closes are as soon as the baseline's.
 fn tell(found: &[Closes], hops: usize) {
-    for (what, ratio) in MEASURES.iter().zip(ratios(found, hops, true).into_iter().flatten()) {
-        let verdict = limits::verdict(ratio, Some(limits::CLOSE), None);
-        println!("    {what}: {ratio:.2} of the baseline's{verdict}");
+    let of = |proxy: &str| ratios(found, proxy, hops, true);
+    let (Some(filter), Some(floor)) = (of(Mode::Filter.name()), of(FLOOR)) else { return };
+    for ((what, ratio), floor) in MEASURES.iter().zip(filter).zip(floor) {
+        let verdict = limits::verdict(ratio, Some(limits::CLOSE), Some(floor));
+        println!("    {what}: {ratio:.2} of the baseline's, the floor's {floor:.2}{verdict}");
     }
 }
 
@@ -106,6 +120,8 @@ pub async fn run() -> Vec<Closes> {
     for mode in Mode::ALL {
         envoys.push((mode.name(), Setup::new(mode).hops(HOPS).start(server.address).await));
     }
+    let floor = Questions::closing().hops(HOPS);
+    envoys.push((FLOOR, floor.start(server.address).await));
     let mut others = Vec::new();
     for kind in Kind::ALL {
         match Proxy::start(kind, HOPS, server.address) {
@@ -118,9 +134,8 @@ pub async fn run() -> Vec<Closes> {
         for hops in 1..=HOPS {
             let entries = envoys.iter().map(|(name, envoy)| (*name, envoy.entry(hops)));
             let others = others.iter().map(|(name, proxy)| (*name, proxy.entry(hops)));
-            for (name, entry) in entries.chain(others) {
-                found.push(closes(name, hops, entry, by_server).await);
-            }
+            let entries: Vec<_> = entries.chain(others).collect();
+            found.extend(closes(&entries, hops, by_server).await);
             if by_server {
                 tell(&found, hops);
             }

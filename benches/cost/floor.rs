@@ -32,6 +32,15 @@ impl Questions {
         Setup { module: Some(file), network_filter: None, ..Setup::new(Mode::Filter) }
     }
 
+    /// Both filters, which do nothing, and so leave a close to the baseline's setting.
+    pub fn closing() -> Setup {
+        Setup {
+            module: Self::for_frames_of(0).setup().module,
+            delayed_close_timeout: Setup::new(Mode::Baseline).delayed_close_timeout,
+            ..Setup::new(Mode::Filter)
+        }
+    }
+
     /// The callbacks that the filter has, and their questions; `proxy_abi_version_0_2_1`.
     fn text(self) -> String {
         let Self { step, len, walks } = self;
