@@ -36,7 +36,7 @@ impl Line {
         let value = |value: f64| format!("{value:.decimals$}{unit}");
         let kept = limit.map_or("", |limit| match limits::judge(*cost, limit, *floor) {
             Verdict::Kept => "yes",
-            Verdict::AboveAsTheFloor => "no, nor by the floor",
+            Verdict::AboveAsTheFloor => "no, nor does the floor",
             Verdict::NotKept => "no",
         });
         let [floor, limit] = [floor, limit].map(|given| given.map_or_else(String::new, value));
@@ -64,7 +64,7 @@ pub fn table() -> Option<String> {
     lines.push(row(attached("composite")?, "… with the filter for upgrades only".into()));
     let limited = |row: &&Row| row.setup == "filter" && limits::of(row).is_some();
     for flood in floods.iter().filter(limited) {
-        lines.push(row(flood, format!("CPU time, a byte {}", flood.what)));
+        lines.push(row(flood, format!("CPU time, a flood, {}", flood.what)));
     }
     if let [_, filter, floor, ..] = &latencies[..] {
         lines.push(Line::ratio(
@@ -80,7 +80,7 @@ pub fn table() -> Option<String> {
             over_hops.map(|ratios| ratios[i]).fold(0.0, f64::max)
         };
         lines.push(Line::ratio(
-            format!("A server's close, {what} over one to {HOPS} hops, the worst, to the baseline"),
+            format!("A server's close, {what}, the worst of 1 to {HOPS} hops, to the baseline"),
             worst(Mode::Filter.name()),
             Some(worst(closes::FLOOR)),
             Some(limits::CLOSE),
