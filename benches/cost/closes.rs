@@ -91,22 +91,19 @@ async fn closes(entries: &[(&str, SocketAddr)], hops: usize, by_server: bool) ->
     entries.iter().enumerate().map(closes).collect()
 }
 
-/// What is told of many closes.
+/// What is told of a server's closes.
 pub const MEASURES: [&str; 2] = ["p50", "p99"];
 
 /// Both for one proxy, as ratios to the baseline.
-pub fn ratios(found: &[Closes], proxy: &str, hops: usize, by_server: bool) -> Option<[f64; 2]> {
-    let of = |proxy: &str| {
-        let is = |c: &&Closes| c.proxy == proxy && c.hops == hops && c.by_server == by_server;
-        found.iter().find(is)
-    };
+pub fn ratios(found: &[Closes], proxy: &str, hops: usize) -> Option<[f64; 2]> {
+    let of = |proxy: &str| found.iter().find(|c| c.by_server && c.proxy == proxy && c.hops == hops);
     let (baseline, close) = (of(Mode::Baseline.name())?, of(proxy)?);
     Some([close.p50 / baseline.p50, close.p99 / baseline.p99])
 }
 
-/// Whether the filter's closes are as soon as the baseline's.
+/// Whether the server's closes are as soon with the filter as with the baseline.
 fn tell(found: &[Closes], hops: usize) {
-    let of = |proxy: &str| ratios(found, proxy, hops, true);
+    let of = |proxy: &str| ratios(found, proxy, hops);
     let (Some(filter), Some(floor)) = (of(Mode::Filter.name()), of(FLOOR)) else { return };
     for ((what, ratio), floor) in MEASURES.iter().zip(filter).zip(floor) {
         let verdict = limits::verdict(ratio, Some(limits::CLOSE), Some(floor));

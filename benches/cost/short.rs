@@ -20,8 +20,8 @@ struct Line {
 }
 
 impl Line {
-    fn ratio(what: impl Into<String>, cost: f64, floor: Option<f64>, limit: Option<f64>) -> Self {
-        Self { what: what.into(), cost, floor, limit, unit: "" }
+    fn ratio(what: String, cost: f64, floor: Option<f64>, limit: Option<f64>) -> Self {
+        Self { what, cost, floor, limit, unit: "" }
     }
 
     fn kib(what: &str, cost: f64, floor: Option<f64>, limit: f64) -> Self {
@@ -66,23 +66,22 @@ pub fn table() -> Option<String> {
     for flood in floods.iter().filter(limited) {
         lines.push(row(flood, format!("CPU time, a flood, {}", flood.what)));
     }
-    if let [_, filter, floor, ..] = &latencies[..] {
-        lines.push(Line::ratio(
-            format!("Median round trip of a message, {}", filter.what),
-            filter.ratio50.median,
-            Some(floor.ratio50.median),
-            Some(limits::ROUND_TRIP),
-        ));
-    }
+    let [_, filter, floor, ..] = &latencies[..] else { return None };
+    lines.push(Line::ratio(
+        format!("Median round trip of a message, {}", filter.what),
+        filter.ratio50.median,
+        Some(floor.ratio50.median),
+        Some(limits::ROUND_TRIP),
+    ));
     for (i, what) in closes::MEASURES.iter().enumerate() {
         let worst = |proxy: &str| {
-            let over_hops = (1..=HOPS).filter_map(|n| closes::ratios(&closes, proxy, n, true));
-            over_hops.map(|ratios| ratios[i]).fold(0.0, f64::max)
+            let over_hops = (1..=HOPS).filter_map(|n| closes::ratios(&closes, proxy, n));
+            over_hops.map(|ratios| ratios[i]).reduce(f64::max)
         };
         lines.push(Line::ratio(
             format!("A server's close, {what}, the worst of 1 to {HOPS} hops, to the baseline"),
-            worst(Mode::Filter.name()),
-            Some(worst(closes::FLOOR)),
+            worst(Mode::Filter.name())?,
+            worst(closes::FLOOR),
             Some(limits::CLOSE),
         ));
     }
@@ -90,12 +89,12 @@ pub fn table() -> Option<String> {
     for (i, what) in ["the last FIN", "CPU time"].into_iter().enumerate() {
         let worst = |setup: &str| {
             let of = bursts.iter().filter(|burst| burst.setup == setup);
-            of.map(|burst| [burst.ratio_seconds, burst.ratio_cpu][i].median).fold(0.0, f64::max)
+            of.map(|burst| [burst.ratio_seconds, burst.ratio_cpu][i].median).reduce(f64::max)
         };
         lines.push(Line::ratio(
             format!("{count} closes at once, {what}, to the baseline"),
-            worst("filter"),
-            Some(worst("floor")),
+            worst("filter")?,
+            worst("floor"),
             Some(limits::BURST),
         ));
     }

@@ -260,7 +260,7 @@ async fn soak(phases: u32, phase: Duration, longest: Duration, growth: f64) {
         let slots: Vec<_> = (0..AT_A_TIME)
             .map(|slot| {
                 let which = slot % 2;
-                let address = envoys[which].address();
+                let (address, max_age) = (envoys[which].address(), which == 1);
                 let wrong = Arc::clone(&wrong);
                 let mut rng = Rng::with_seed(SEED << 40 | u64::from(n) << 20 | slot as u64);
                 tokio::spawn(async move {
@@ -269,9 +269,9 @@ async fn soak(phases: u32, phase: Duration, longest: Duration, growth: f64) {
                     while Instant::now() < end {
                         let life = Life::random(&mut rng, longest);
                         lives += 1;
-                        let complaint = match life.live(address, which == 1).await {
+                        let complaint = match life.live(address, max_age).await {
                             Ok(seen) => life
-                                .complaint(&seen, which == 1)
+                                .complaint(&seen, max_age)
                                 .map(|what| format!("{what}: {seen:?}")),
                             Err(error) => Some(error),
                         };
